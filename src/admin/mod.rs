@@ -1,0 +1,1 @@
+//! Management API, health and metrics, on their own thread and runtime.

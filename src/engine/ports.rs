@@ -1,0 +1,372 @@
+//! The traits through which the engine meets the rest, and the values that cross them.
+//!
+//! Implemented by: [`Log`] the ledger; [`Connector`] the outbound gateways; [`Intake`] the engine itself, for
+//! the inbound gateways; [`Clock`] the host, or a test.
+
+use super::fact::{Accepted, BodyRef, Fact, RouteProgress, Seq};
+use crate::message::{Envelope, HttpHead, MessageId, Protocol, envelope::HeaderBytes};
+use bytes::Bytes;
+use futures_util::{future::BoxFuture, stream::BoxStream};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+/// A body as it flows: pieces in order, then the end.
+pub type BodyStream = BoxStream<'static, io::Result<Bytes>>;
+
+// === inbound ===
+
+/// What a gateway hands over: one message, complete or still arriving.
+pub struct Arrival {
+    /// Who sends (found by [`Intake::identify`] before the body is read).
+    pub client: Arc<str>,
+    /// How it came.
+    pub protocol: Protocol,
+    /// Name of the listener or watched folder.
+    pub listener: Arc<str>,
+    /// `ip:port` of the sender (as the PROXY protocol says, where used) or the file's name.
+    pub remote: String,
+    /// Request line and headers, for HTTP.
+    pub http: Option<HttpHead>,
+    /// The bytes.
+    pub body: Incoming,
+}
+
+/// A message's bytes as they arrive.
+pub enum Incoming {
+    /// All there.
+    Whole(Bytes),
+    /// Larger than the gateway's buffer: `head` is what has been read already (at least 64 KiB unless the body
+    /// is shorter), `rest` what follows.
+    Stream { head: Bytes, rest: BodyStream },
+}
+
+/// What the sender proved itself with.
+#[derive(Clone, Default)]
+pub struct Credentials {
+    /// Value of the `Authorization` header, as sent.
+    pub authorization: Option<HeaderBytes>,
+    /// The verified client certificate, DER.
+    pub certificate: Option<Bytes>,
+}
+
+/// A sender that is not let in.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Denied {
+    /// No credential, and the listener or channel asks for one.
+    #[error("credentials required")]
+    Unauthenticated,
+    /// Wrong credential.
+    #[error("credentials not accepted")]
+    BadCredentials,
+    /// Address not on the client's or listener's allow list.
+    #[error("address not allowed")]
+    Address,
+}
+
+/// The answer to one arrival.
+pub enum Answer {
+    /// Queue mode: durable. `resend`: recognised as a repetition of `id`, which is durable.
+    Accepted { id: MessageId, resend: bool },
+    /// Proxy mode: the primary route's response.
+    Response { id: MessageId, response: Response },
+    /// Not accepted.
+    Refused { id: Option<MessageId>, refusal: Refusal },
+}
+
+/// A response to relay.
+pub struct Response {
+    /// HTTP status; 200 for an MLLP upstream's AA, see `ack`.
+    pub status: u16,
+    /// End-to-end headers.
+    pub headers: Vec<(String, HeaderBytes)>,
+    /// The body.
+    pub body: BodyStream,
+    /// Length of the body when known.
+    pub len: Option<u64>,
+}
+
+/// Why a message was not accepted; what the sender should do follows from it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The content cannot be read as what it claims to be. Fixed text. HL7 AR (no MSH) or AE; HTTP 400.
+    #[error("{0}")]
+    Unreadable(String),
+    /// No channel's rule holds. AR; 404.
+    #[error("no channel takes this message")]
+    NoChannel,
+    /// The client may not use the channel. AR; 403 (401 when anonymous).
+    #[error("client not allowed on this channel")]
+    NotAllowed,
+    /// Larger than the limit given. AR; 413.
+    #[error("larger than the limit of {limit} bytes")]
+    TooLarge { limit: u64 },
+    /// Over the client's rate. AE (MLLP slows down instead where it can); 429 with Retry-After.
+    #[error("rate limit reached")]
+    RateLimited { retry_after: Duration },
+    /// Queues full or draining. AE; 503 with Retry-After.
+    #[error("{0}")]
+    Busy(&'static str, Duration),
+    /// The store cannot make it durable. AE; 503 with Retry-After.
+    #[error("cannot be stored durably now")]
+    Store,
+    /// Proxy mode: the upstream could not be reached or broke off. AE; 502.
+    #[error("upstream failed: {0}")]
+    Upstream(String),
+    /// Proxy mode: the upstream did not answer in time. AE; 504.
+    #[error("upstream did not answer in time")]
+    UpstreamTimeout,
+    /// The sender broke off while sending.
+    #[error("sender broke off")]
+    Aborted,
+}
+
+/// The engine as the inbound gateways see it.
+pub trait Intake: Send + Sync + 'static {
+    /// Who is it? `peer` is the address of the sender (`None` for files). Cheap when repeated.
+    fn identify(&self, listener: &str, peer: Option<SocketAddr>, credentials: &Credentials) -> Result<Arc<str>, Denied>;
+
+    /// Takes one message through match, accept and, in proxy mode, the primary route.
+    /// Resolves when the sender may be answered. Dropping the future never undoes a durable accept.
+    fn accept(&self, arrival: Arrival) -> BoxFuture<'_, Answer>;
+
+    /// False while the node pushes back (queues full): MLLP listeners stop reading until it is true again.
+    fn open(&self) -> bool;
+
+    /// Resolves when [`Intake::open`] is true.
+    fn wait_open(&self) -> BoxFuture<'_, ()>;
+}
+
+// === outbound ===
+
+/// One delivery to make.
+#[derive(Clone)]
+pub struct Delivery {
+    /// The message as it was accepted.
+    pub message: Arc<Stored>,
+    /// 1 for the first attempt.
+    pub attempt: u32,
+    /// The latest moment for the whole exchange, from now.
+    pub timeout: Duration,
+}
+
+/// An accepted message: what the dispatcher holds while it works on it.
+pub struct Stored {
+    /// Its place in the log.
+    pub seq: Seq,
+    /// The accept fact.
+    pub accepted: Accepted,
+    /// The body when small and still at hand.
+    pub body: Option<Bytes>,
+    /// Reads the body again when it is not at hand.
+    pub source: Arc<dyn Log>,
+}
+
+impl Stored {
+    /// The body from its first byte.
+    pub fn open(&self) -> BodyStream {
+        match &self.body {
+            Some(bytes) => {
+                let bytes = bytes.clone();
+                Box::pin(futures_util::stream::once(async move { Ok(bytes) }))
+            }
+            None => self.source.read(self.seq, &self.accepted.body),
+        }
+    }
+
+    /// The envelope.
+    pub fn envelope(&self) -> &Envelope {
+        &self.accepted.envelope
+    }
+}
+
+/// What came back from a receiver. The engine judges it by the channel's rules.
+pub struct Reply {
+    /// Which target answered, as configured.
+    pub target: String,
+    /// What kind of answer.
+    pub kind: ReplyKind,
+    /// Its body: the HTTP response body or the raw ACK; empty for files.
+    pub body: BodyStream,
+    /// Its length, when known.
+    pub len: Option<u64>,
+}
+
+/// The kinds of answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReplyKind {
+    /// An HTTP response.
+    Http { status: u16, headers: Vec<(String, HeaderBytes)> },
+    /// An HL7 acknowledgment for this message: MSA-1 in upper case.
+    Ack { code: String },
+    /// Written to a file and fsynced.
+    Written,
+}
+
+/// Why no answer came. `target` as configured, `reason` without content.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum SendError {
+    /// Nothing was sent: the receiver could not have seen the message.
+    #[error("{target}: {reason}")]
+    NotSent { target: String, reason: String },
+    /// Sent at least in part, no usable answer (broken connection, garbage, an acknowledgment for another message).
+    #[error("{target}: {reason}")]
+    Broken { target: String, reason: String },
+    /// Sent, no answer in time.
+    #[error("{target}: no answer within {after:?}")]
+    Timeout { target: String, after: Duration },
+}
+
+/// One route's way out, with its balancing over targets. One instance per runtime.
+pub trait Connector: Send + Sync {
+    /// Sends one message and waits for the answer's head. Never retries: the engine does.
+    fn send(&self, delivery: Delivery) -> BoxFuture<'_, Result<Reply, SendError>>;
+}
+
+// === the log ===
+
+/// A record to append: the fact, and its body where it has one of its own.
+pub struct Append {
+    /// The fact. `home` 0 means "this fact's own sequence number".
+    pub fact: Fact,
+    /// The body that `BodyRef::Own`/`OwnTransient` in the fact refers to.
+    pub body: Option<Bytes>,
+    /// For accept facts: goes to [`CommitSink`] in log order once durable.
+    pub deliver: bool,
+}
+
+/// An accept fact that is durable.
+pub struct Committed {
+    /// Its place in the log.
+    pub seq: Seq,
+    /// The accept fact.
+    pub accepted: Accepted,
+    /// Its body when it was given whole.
+    pub body: Option<Bytes>,
+}
+
+/// Receives accept facts in log order, on the log's writer thread, before anyone is told that they are durable.
+/// Must be quick and must not block.
+pub trait CommitSink: Send + Sync + 'static {
+    /// The batch just committed, in log order.
+    fn committed(&self, batch: Vec<Committed>);
+}
+
+/// The store could not make it durable.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum LogError {
+    /// No space, or below the reserve.
+    #[error("the disk under the store is full")]
+    Full,
+    /// Anything else; the text is for the operator.
+    #[error("the store failed: {0}")]
+    Failed(String),
+    /// Too much is waiting to be written.
+    #[error("too much is waiting to be written")]
+    Busy,
+}
+
+/// The log as the engine needs it.
+pub trait Log: Send + Sync + 'static {
+    /// Appends; resolves when durable (fsynced). Dropping the future does not undo it.
+    fn append(&self, record: Append) -> BoxFuture<'static, Result<Seq, LogError>>;
+
+    /// Appends without waiting: durable with a later commit, in order with all other appends.
+    /// Where the store fails, the record is lost and counted: only for facts whose loss repeats work, never loses it.
+    fn append_later(&self, record: Append);
+
+    /// Stages one piece of a large body; its sequence number, once it is taken by the writer (not yet durable: the
+    /// accept fact that refers to it is written after it, so durable with it). Pushes back by being slow.
+    fn chunk(&self, data: Bytes, transient: bool) -> BoxFuture<'static, Result<Seq, LogError>>;
+
+    /// Reads a body: `seq` is that of the fact that holds the reference.
+    fn read(&self, seq: Seq, body: &BodyRef) -> BodyStream;
+
+    /// Reads an accept fact again.
+    fn accepted(&self, seq: Seq) -> BoxFuture<'static, Result<Accepted, LogError>>;
+
+    /// A message is finished on all routes: transient bodies may go, segments need not carry it on.
+    fn finished(&self, seq: Seq);
+}
+
+/// A transaction that was not finished when the node ended, as the log tells at start.
+pub struct Unfinished {
+    /// Its place in the log.
+    pub seq: Seq,
+    /// The accept fact.
+    pub accepted: Accepted,
+    /// How far each route had come, in the order of `accepted.routes`.
+    pub routes: Vec<RouteProgress>,
+}
+
+/// Time, so that tests can drive it.
+pub trait Clock: Send + Sync + 'static {
+    /// Unix milliseconds.
+    fn now_ms(&self) -> i64;
+}
+
+// === control ===
+
+/// One route as it stands now.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct RouteStatus {
+    /// Full channel name.
+    pub channel: String,
+    /// Route name.
+    pub route: String,
+    /// Is it the primary route?
+    pub primary: bool,
+    /// Held by an operator.
+    pub paused: bool,
+    /// Messages waiting, those being delivered and retried included.
+    pub pending: u64,
+    /// Deliveries in hand now.
+    pub in_flight: u32,
+    /// Messages set aside.
+    pub parked: u64,
+    /// Age of the oldest waiting message in milliseconds; 0 when none waits.
+    pub oldest_ms: i64,
+    /// Last failure, for the operator; empty when the last attempt succeeded.
+    pub last_error: String,
+}
+
+/// What stands in the way of being ready; empty when ready.
+pub type NotReady = Vec<String>;
+
+/// An operator's request that cannot be carried out.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ControlError {
+    /// No such thing; names it.
+    #[error("{0} not found")]
+    NotFound(String),
+    /// It is there, but not in a state for this; says which.
+    #[error("{0}")]
+    Conflict(String),
+    /// The store failed.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// The engine as operators see it (management API, command line).
+pub trait Control: Send + Sync + 'static {
+    /// All routes of all channels.
+    fn routes(&self) -> Vec<RouteStatus>;
+    /// Stops deliveries on a route after those in hand; queue mode keeps accepting.
+    fn pause(&self, channel: &str, route: &str) -> Result<(), ControlError>;
+    /// Lets deliveries go on.
+    fn resume(&self, channel: &str, route: &str) -> Result<(), ControlError>;
+    /// Puts the parked deliveries of one message (`route`: of that route only) back into their queues.
+    /// Returns how many.
+    fn requeue(&self, id: MessageId, route: Option<&str>) -> BoxFuture<'_, Result<u32, ControlError>>;
+    /// Gives up the parked deliveries of one message. Returns how many.
+    fn discard(&self, id: MessageId, route: Option<&str>) -> BoxFuture<'_, Result<u32, ControlError>>;
+    /// Runs a message again as a new transaction whose parent is the old one (queue mode, through the channel that took
+    /// it). `accepted` and the body come from the ledger. Returns the new id.
+    fn rerun(&self, accepted: Accepted, body: BodyStream) -> BoxFuture<'_, Result<MessageId, ControlError>>;
+    /// The channels in force, in the order in which they are asked.
+    fn channels(&self) -> Vec<crate::channel::Channel>;
+    /// Swaps in another set of channels; refused as a whole when anything in it is wrong.
+    fn set_channels(&self, channels: Vec<crate::channel::Channel>) -> Result<(), ControlError>;
+    /// Accepted and unfinished messages.
+    fn pending(&self) -> u64;
+    /// Why the node cannot accept durably now.
+    fn not_ready(&self) -> NotReady;
+}

@@ -1,0 +1,1 @@
+//! Inbound gateways: HTTP, MLLP, watched folders.

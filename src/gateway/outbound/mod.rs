@@ -1,0 +1,1 @@
+//! Outbound gateways: HTTP, MLLP, files, and the balancing over targets.

@@ -1,0 +1,1 @@
+//! The host: systemd, journald, signals, limits, listeners. The only user of nix.

@@ -1,0 +1,29 @@
+//! `hie`: a Health Information Exchange node.
+//!
+//! # Layout
+//!
+//! Arrows point down only: a module uses those below it.
+//!
+//! - [`cli`]: one file per subcommand
+//! - [`admin`]: management API, health, metrics
+//! - [`gateway`]: connectors in and out
+//! - [`transport`]: accepted messages to workers
+//! - [`ledger`]: the log of facts and bodies, and the views folded from it
+//! - [`engine`]: accept, dispatch, deliver
+//! - [`channel`]: what an operator may configure for a channel (pure)
+//! - [`message`]: envelope, HL7 v2, FHIR, MLLP framing (pure)
+//! - [`config`]: one small file per section
+//! - [`host`]: systemd, journald, signals, limits, listeners
+//! - [`telemetry`]: typed events
+
+pub mod admin;
+pub mod channel;
+pub mod cli;
+pub mod config;
+pub mod engine;
+pub mod gateway;
+pub mod host;
+pub mod ledger;
+pub mod message;
+pub mod telemetry;
+pub mod transport;

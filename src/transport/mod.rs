@@ -1,0 +1,1 @@
+//! Transport: accepted messages to workers.
