@@ -5,6 +5,7 @@
 //! Arrows point down only: a module uses those below it.
 //!
 //! - [`cli`]: one file per subcommand
+//! - [`app`]: the composition root
 //! - [`admin`]: management API, health, metrics
 //! - [`gateway`]: connectors in and out
 //! - [`transport`]: accepted messages to workers
@@ -17,6 +18,7 @@
 //! - [`telemetry`]: typed events
 
 pub mod admin;
+pub mod app;
 pub mod channel;
 pub mod cli;
 pub mod config;

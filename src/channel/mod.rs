@@ -20,6 +20,19 @@
 //! file = { directory = "/srv/archive" }
 //! ```
 
+pub mod client;
+
+pub use client::Client;
+pub mod check;
+pub mod load;
+pub mod order;
+pub mod rule;
+pub mod set;
+
+pub use order::Order;
+pub use rule::{EvalError, Rule, RuleError, Subject};
+pub use set::{ChannelError, Compiled, Set};
+
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 

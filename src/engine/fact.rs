@@ -66,9 +66,18 @@ pub enum What {
     #[serde(rename = "U")]
     Unknown,
     /// A transaction not finished when its segment's time came, written again in a younger segment:
-    /// the accept fact as it was, its old sequence number, and how far each route had come.
+    /// the accept fact as it was, its old sequence number, and how far each route had come by the facts up to `as_of`.
     #[serde(rename = "C")]
-    Carried { accepted: Box<Accepted>, from: Seq, routes: Vec<(String, RouteProgress)> },
+    Carried {
+        accepted: Box<Accepted>,
+        from: Seq,
+        /// The number under which it was first accepted: the order of arrival outlives carrying. 0: not known.
+        #[serde(default)]
+        first: Seq,
+        routes: Vec<(String, RouteProgress)>,
+        #[serde(default)]
+        as_of: Seq,
+    },
     /// A pipeline step's result; the place for the processing engine.
     #[serde(rename = "P")]
     Step { index: u16, name: String, outcome: String, body: BodyRef },

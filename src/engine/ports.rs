@@ -60,6 +60,10 @@ pub enum Denied {
     /// Address not on the client's or listener's allow list.
     #[error("address not allowed")]
     Address,
+    /// Too many credentials are being checked, or too many wrong ones came from this address: try again later
+    /// (HTTP 503 with Retry-After, not 401: the credential may be right).
+    #[error("too many credential checks now")]
+    Busy,
 }
 
 /// The answer to one arrival.
@@ -285,6 +289,9 @@ pub trait Log: Send + Sync + 'static {
 
     /// A message is finished on all routes: transient bodies may go, segments need not carry it on.
     fn finished(&self, seq: Seq);
+
+    /// One unfinished transaction by id, with everything appended before this call taken into account.
+    fn unfinished_by_id(&self, id: MessageId) -> BoxFuture<'_, Result<Option<Unfinished>, LogError>>;
 }
 
 /// A transaction that was not finished when the node ended, as the log tells at start.
@@ -297,11 +304,59 @@ pub struct Unfinished {
     pub routes: Vec<RouteProgress>,
 }
 
+/// A message of the resend window, as the log tells at start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recent {
+    /// See [`Accepted::resend_key`].
+    pub key: u64,
+    /// See [`Accepted::body_hash`].
+    pub body_hash: u128,
+    /// The message.
+    pub id: MessageId,
+    /// Its place in the log.
+    pub seq: Seq,
+    /// Unix milliseconds of arrival.
+    pub at_ms: i64,
+}
+
 /// Time, so that tests can drive it.
 pub trait Clock: Send + Sync + 'static {
     /// Unix milliseconds.
     fn now_ms(&self) -> i64;
 }
+
+// === transport ===
+
+/// Carries accepted messages to the workers of their routes, in order per key.
+pub trait Transport: Send + Sync + 'static {
+    /// Makes a message durable and queues it for its routes; resolves when durable. Dropping the future undoes nothing.
+    fn accept(&self, record: Append) -> BoxFuture<'static, Result<Seq, LogError>>;
+    /// Proxy mode: the primary route of this message is done with (its facts are recorded by the caller).
+    fn answered(&self, seq: Seq);
+    /// The channels and their workers now in force; queues of routes that are gone keep what they hold.
+    fn configure(&self, channels: Vec<(String, Vec<Arc<super::deliver::RouteWorker>>)>);
+    /// All routes as they stand.
+    fn routes(&self) -> Vec<RouteStatus>;
+    /// Pauses (true) or resumes a route.
+    fn pause(&self, channel: &str, route: &str, paused: bool) -> Result<(), ControlError>;
+    /// Puts parked deliveries of a message back into their queues; returns how many.
+    fn requeue(&self, message: &Unfinished, route: Option<&str>) -> u32;
+    /// Gives up parked deliveries of a message; returns how many.
+    fn discard(&self, message: &Unfinished, route: Option<&str>) -> u32;
+    /// Accepted and unfinished messages that are not set aside.
+    fn pending(&self) -> u64;
+    /// Resolves when nothing is in a worker's hand; from the call on, workers take nothing new.
+    fn drain(&self) -> BoxFuture<'_, ()>;
+}
+
+/// Opens the ways out of a route. Each call gives a connector for the runtime it is called in.
+pub trait Connectors: Send + Sync + 'static {
+    /// Checks a route's targets and prepares what its connectors share (balancing state). The text tells the operator what is wrong.
+    fn prepare(&self, channel: &str, route: &crate::channel::Route) -> Result<OpenConnector, String>;
+}
+
+/// Opens one connector in the current runtime.
+pub type OpenConnector = Arc<dyn Fn() -> Result<Arc<dyn Connector>, String> + Send + Sync>;
 
 // === control ===
 
@@ -361,7 +416,7 @@ pub trait Control: Send + Sync + 'static {
     /// Runs a message again as a new transaction whose parent is the old one (queue mode, through the channel that took
     /// it). `accepted` and the body come from the ledger. Returns the new id.
     fn rerun(&self, accepted: Accepted, body: BodyStream) -> BoxFuture<'_, Result<MessageId, ControlError>>;
-    /// The channels in force, in the order in which they are asked.
+    /// The channels in force, in the order in which they are asked; disabled ones included.
     fn channels(&self) -> Vec<crate::channel::Channel>;
     /// Swaps in another set of channels; refused as a whole when anything in it is wrong.
     fn set_channels(&self, channels: Vec<crate::channel::Channel>) -> Result<(), ControlError>;

@@ -1,1 +1,3 @@
 //! Transport: accepted messages to workers.
+
+pub mod embedded;

@@ -1,0 +1,116 @@
+//! MLLP for measurements: the bare sink (reads frames, answers AA with the control id, parses and stores nothing else),
+//! and a sender with one message in flight.
+
+use super::Exchange;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+const VT: u8 = 0x0b;
+const END: [u8; 2] = [0x1c, 0x0d];
+
+/// Serves until killed.
+pub fn bare(port: u16) -> ! {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.expect("the port");
+        loop {
+            let Ok((stream, _)) = listener.accept().await else { continue };
+            tokio::spawn(async move {
+                let _ = answer(stream).await;
+            });
+        }
+    })
+}
+
+async fn answer(mut stream: TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut buffer = Vec::with_capacity(64 * 1024);
+    let mut out = Vec::with_capacity(4096);
+    loop {
+        if stream.read_buf(&mut buffer).await? == 0 {
+            return Ok(());
+        }
+        let mut from = 0;
+        while let Some(end) = memchr::memmem::find(&buffer[from..], &END) {
+            let id = buffer[from..from + end].split(|b| *b == b'|').nth(9).unwrap_or(b"");
+            out.push(VT);
+            out.extend_from_slice(b"MSH|^~\\&|B|B|A|A|20250101||ACK|1|P|2.5\rMSA|AA|");
+            out.extend_from_slice(id);
+            out.push(b'\r');
+            out.extend_from_slice(&END);
+            from += end + 2;
+        }
+        buffer.drain(..from);
+        if !out.is_empty() {
+            stream.write_all(&out).await?;
+            out.clear();
+        }
+    }
+}
+
+/// A connection that sends an ADT of 1 KB after the other, of 500 patients in turn.
+pub struct Sender {
+    stream: TcpStream,
+    number: usize,
+    sent: u64,
+    message: Vec<u8>,
+    buffer: Vec<u8>,
+}
+
+impl Sender {
+    pub async fn connect(to: SocketAddr, number: usize) -> io::Result<Self> {
+        let stream = TcpStream::connect(to).await?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, number, sent: 0, message: Vec::with_capacity(1100), buffer: Vec::with_capacity(4096) })
+    }
+
+    /// The control id of message `sent` of connection `number` in this process.
+    pub fn id(number: usize, sent: u64) -> String {
+        format!("{:x}.{number}.{sent}", std::process::id())
+    }
+
+    pub fn patient(number: usize, sent: u64) -> String {
+        format!("P{number}x{}", sent % 500)
+    }
+}
+
+impl Exchange for Sender {
+    async fn once(&mut self) -> io::Result<bool> {
+        self.sent += 1;
+        let id = Self::id(self.number, self.sent);
+        adt(&mut self.message, &id, &Self::patient(self.number, self.sent));
+        self.stream.write_all(&self.message).await?;
+        self.buffer.clear();
+        while !self.buffer.ends_with(&END) {
+            if self.stream.read_buf(&mut self.buffer).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        let accepted = [b"MSA|AA|", id.as_bytes()].concat();
+        Ok(memchr::memmem::find(&self.buffer, &accepted).is_some())
+    }
+}
+
+/// A framed ADT^A08 of 1 KB.
+fn adt(out: &mut Vec<u8>, id: &str, patient: &str) {
+    out.clear();
+    out.push(VT);
+    out.extend_from_slice(b"MSH|^~\\&|BENCH|LOAD|HIE|T|20250101120000||ADT^A08^ADT_A01|");
+    out.extend_from_slice(id.as_bytes());
+    out.extend_from_slice(b"|P|2.5.1\rEVN|A08|20250101120000\rPID|1||");
+    out.extend_from_slice(patient.as_bytes());
+    out.extend_from_slice(
+        b"^^^HOSP^MR||EXAMPLE^EVE^^^MS||19700101|F|||1 MAIN ST^^TOWN^ST^12345^USA||(555)555-0100|||M||AC\
+          C123\rNK1|1|EXAMPLE^ADAM|SPO|1 MAIN ST^^TOWN^ST^12345^USA|(555)555-0101\rPV1|1|I|WARD^12^A^HOSP||||1234^DOCTOR^DORA\
+          |||MED||||1|||1234^DOCTOR^DORA|IN|V123|SELF||||||||||||||||||||||||20250101120000\r",
+    );
+    while out.len() < 1000 {
+        let left = (1000 - out.len()).min(100);
+        out.extend_from_slice(b"NTE|1||");
+        out.extend(std::iter::repeat_n(b'n', left));
+        out.push(b'\r');
+    }
+    out.extend_from_slice(&END);
+}

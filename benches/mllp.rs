@@ -1,0 +1,88 @@
+//! MLLP, one message in flight per connection, ADT of 1 KB, durable before AA, against a bare tokio sink that parses and
+//! stores nothing; the same load, alternating in the same run.
+//!
+//! - *accepting*: delivery paused; limit: at least a third of the bare sink's rate, at 16 and at 256 connections
+//! - *sustained*: delivery to a bare sink and the views running, the backlog not growing; at least an eighth. The node
+//!   pushes back at a small backlog, so that what it accepts is what it also delivers and folds.
+//!
+//! `cargo bench --bench mllp`; `HIE_BENCH_SECONDS`, `HIE_BENCH_ROUNDS`.
+
+mod common;
+#[path = "../tests/harness/mod.rs"]
+mod harness;
+
+use common::mllp::Sender;
+use common::{Figures, Peer, Series, load, phase, ratio, rounds, table};
+use harness::node::{Node, free_port, metric};
+use harness::{Builder, channels};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+fn main() {
+    common::play_role();
+    let bare = Peer::start("--bare-mllp", free_port());
+    let receiver = Peer::start("--bare-mllp", free_port());
+    let mut rows = Vec::new();
+    for connections in [16, 256] {
+        let (mut limit, mut accepting, mut sustained) = (Series::default(), Series::default(), Series::default());
+        let mut notes = Vec::new();
+        for _ in 0..rounds() {
+            limit.add(send(bare.1, connections, phase()));
+            let node = start(receiver.1, true);
+            send(node.mllp, connections, Duration::from_millis(500));
+            accepting.add(send(node.mllp, connections, phase()));
+            drop(node);
+            let (figures, note) = sustain(&start(receiver.1, false), connections);
+            sustained.add(figures);
+            notes.push(note);
+        }
+        for (what, series, least) in
+            [("bare sink", &limit, 0.0), ("accepting, paused", &accepting, 1.0 / 3.0), ("sustained", &sustained, 1.0 / 8.0)]
+        {
+            rows.push(vec![
+                connections.to_string(),
+                what.to_owned(),
+                format!("{:.0}", series.rate()),
+                format!("{:.2}", series.ms(0.5)),
+                format!("{:.2}", series.ms(0.99)),
+                series.failed().to_string(),
+                if least > 0.0 { ratio(series.rate(), limit.rate(), least) } else { "the limit".to_owned() },
+            ]);
+        }
+        notes.iter().for_each(|n| println!("{connections} connections, sustained: {n}"));
+    }
+    table(&["connections", "what", "messages/s", "p50 ms", "p99 ms", "failed", "of the bare sink's rate"], &rows);
+}
+
+fn start(receiver: SocketAddr, paused: bool) -> Node {
+    let target = format!("mllp = [\"{receiver}\"]");
+    let more = if paused { "paused = true" } else { "in_flight = 64" };
+    // Paused: room for all that comes; else the node pushes back at a small backlog.
+    let pending = if paused { 50_000_000 } else { 5_000 };
+    Builder::new()
+        .node("cluster = \"auto\"")
+        .section(&format!("[limits]\nmax_pending = {pending}\n"))
+        .channel(channels::queue("bench.adt", "true") + &channels::route("sink", &target, more))
+        .start()
+}
+
+fn send(to: SocketAddr, connections: usize, span: Duration) -> Figures {
+    load(connections, span, move |number| Sender::connect(to, number))
+}
+
+/// Accepts under load and takes off what the backlog and the views' lag grew by meanwhile.
+fn sustain(node: &Node, connections: usize) -> (Figures, String) {
+    send(node.mllp, connections, Duration::from_secs(2));
+    let backlog = || {
+        let text = node.metrics();
+        let of = |name: &str| metric(&text, name).unwrap_or(0.0);
+        (of("hie_messages_pending"), of("hie_ledger_view_lag"))
+    };
+    let (before, begin) = (backlog(), Instant::now());
+    let mut figures = send(node.mllp, connections, phase());
+    let after = backlog();
+    figures.elapsed = begin.elapsed();
+    let grown = (after.0 - before.0).max(0.0) + (after.1 - before.1).max(0.0);
+    figures.count = figures.count.saturating_sub(grown as u64);
+    (figures, format!("pending {} → {}, views behind {} → {}", before.0, after.0, before.1, after.1))
+}

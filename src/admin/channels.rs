@@ -1,0 +1,168 @@
+//! Channels: the ones in force, kept as files in `channels.d`. A change is tried on the engine first, which refuses a wrong one as a
+//! whole, then written; when it cannot be written it is taken back.
+
+use super::{
+    AdminState,
+    error::ApiError,
+    extract::{Body, wrong_json},
+    files::Tables,
+    shared::App,
+};
+use crate::{channel::Channel, telemetry::admin::Changed};
+use axum::{
+    Json,
+    extract::{Path, State},
+};
+use http::StatusCode;
+use serde_json::{Map, Value};
+
+const HINT: &str = "the keys are those of a [[channel]] in channels.d; `route` is the list of routes";
+
+#[utoipa::path(get, path = "/channels", tag = "channels", responses((status = 200, description = "as in channels.d, with `_id`", body = [Object])))]
+/// The channels in force, in the order in which they are asked.
+pub(super) async fn list(State(app): State<App>) -> Result<Json<Vec<Value>>, ApiError> {
+    app.blocking(|state| state.control.channels().iter().map(show).collect::<Result<_, _>>()).await?.map(Json)
+}
+
+#[utoipa::path(get, path = "/channels/{name}", tag = "channels", params(("name" = String, Path)), responses((status = 200, body = Object), (status = 404, body = super::error::ErrorBody)))]
+/// One channel.
+pub(super) async fn get(State(app): State<App>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
+    let found = app.blocking(move |state| state.control.channels().into_iter().find(|c| c.name == name)).await?;
+    show(&found.ok_or_else(|| ApiError::not_found("channel"))?).map(Json)
+}
+
+#[utoipa::path(post, path = "/channels", tag = "channels", request_body = Object, responses((status = 201, body = Object), (status = 400, body = super::error::ErrorBody), (status = 409, body = super::error::ErrorBody)))]
+/// Adds a channel.
+pub(super) async fn create(State(app): State<App>, Body(json): Body<Value>) -> Result<(StatusCode, Json<Value>), ApiError> {
+    let channel = read(json, None)?;
+    let _one_at_a_time = app.edit.lock().await;
+    let shown = app.blocking(move |state| {
+        let mut channels = state.control.channels();
+        if channels.iter().any(|c| c.name == channel.name) {
+            return Err(ApiError::conflict("a channel of this name is there", "PUT /channels/{name} changes it"));
+        }
+        channels.push(channel.clone());
+        put(state, channels, &channel, "create")
+    });
+    Ok((StatusCode::CREATED, Json(shown.await??)))
+}
+
+#[utoipa::path(put, path = "/channels/{name}", tag = "channels", params(("name" = String, Path)), request_body = Object, responses((status = 200, body = Object), (status = 400, body = super::error::ErrorBody), (status = 404, body = super::error::ErrorBody)))]
+/// Changes a channel: what is not given goes back to its default.
+pub(super) async fn update(
+    State(app): State<App>,
+    Path(name): Path<String>,
+    Body(json): Body<Value>,
+) -> Result<Json<Value>, ApiError> {
+    let channel = read(json, Some(&name))?;
+    let _one_at_a_time = app.edit.lock().await;
+    let shown = app.blocking(move |state| {
+        let mut channels = state.control.channels();
+        let old = channels.iter_mut().find(|c| c.name == channel.name).ok_or_else(|| ApiError::not_found("channel"))?;
+        *old = channel.clone();
+        put(state, channels, &channel, "update")
+    });
+    Ok(Json(shown.await??))
+}
+
+#[utoipa::path(delete, path = "/channels/{name}", tag = "channels", params(("name" = String, Path)), responses((status = 204), (status = 404, body = super::error::ErrorBody), (status = 409, body = super::error::ErrorBody)))]
+/// Removes a channel.
+pub(super) async fn remove(State(app): State<App>, Path(name): Path<String>) -> Result<StatusCode, ApiError> {
+    let _one_at_a_time = app.edit.lock().await;
+    app.blocking(move |state| {
+        let old = state.control.channels();
+        let channels: Vec<Channel> = old.iter().filter(|c| c.name != name).cloned().collect();
+        if channels.len() == old.len() {
+            return Err(ApiError::not_found("channel"));
+        }
+        swap(state, channels.clone(), || {
+            write_missing(state, &channels)?;
+            files(state).remove(&name)
+        })?;
+        Changed { what: "channel", name: &name, action: "delete" }.emit();
+        Ok(StatusCode::NO_CONTENT)
+    })
+    .await?
+}
+
+fn files(state: &AdminState) -> Tables<'_> {
+    Tables { folder: &state.channels, table: "channel", mode: 0o644 }
+}
+
+fn put(state: &AdminState, channels: Vec<Channel>, channel: &Channel, action: &'static str) -> Result<Value, ApiError> {
+    swap(state, channels.clone(), || {
+        files(state).put(&channel.name, &table(channel)?)?;
+        write_missing(state, &channels)
+    })?;
+    Changed { what: "channel", name: &channel.name, action }.emit();
+    show(channel)
+}
+
+/// Puts channels in force and writes them; back to the old ones when they cannot be written.
+fn swap<T>(state: &AdminState, channels: Vec<Channel>, write: impl FnOnce() -> Result<T, ApiError>) -> Result<(), ApiError> {
+    let old = state.control.channels();
+    state.control.set_channels(channels).map_err(|e| match e {
+        crate::engine::ports::ControlError::Conflict(why) => ApiError::bad(why, HINT),
+        other => other.into(),
+    })?;
+    write().map(drop).inspect_err(|_| {
+        // They were in force a moment ago, so that nothing in them can be wrong.
+        let _ = state.control.set_channels(old);
+    })
+}
+
+/// Writes the channels that are in force and in no file: those of the built-in sample set would be gone at the next start, when
+/// there are files.
+fn write_missing(state: &AdminState, channels: &[Channel]) -> Result<(), ApiError> {
+    let (files, there) = (files(state), files(state).all()?);
+    for channel in channels.iter().filter(|c| !there.contains_key(&c.name)) {
+        files.put(&channel.name, &table(channel)?)?;
+    }
+    Ok(())
+}
+
+fn table(channel: &Channel) -> Result<toml::Table, ApiError> {
+    toml::Table::try_from(channel).map_err(|_| ApiError::bad("the channel cannot be written as TOML", HINT))
+}
+
+fn show(channel: &Channel) -> Result<Value, ApiError> {
+    let mut value = serde_json::to_value(channel).map_err(|_| ApiError::internal())?;
+    if let Some(map) = value.as_object_mut() {
+        map.insert("_id".into(), channel.name.clone().into());
+    }
+    Ok(value)
+}
+
+/// A channel from JSON: `_id` is the name, `routes` another word for `route`.
+fn read(json: Value, name: Option<&str>) -> Result<Channel, ApiError> {
+    let Value::Object(mut map) = json else { return Err(ApiError::bad("a channel is a JSON object", HINT)) };
+    if let Some(routes) = map.remove("routes") {
+        map.insert("route".into(), routes);
+    }
+    let id = map.remove("_id");
+    if !map.contains_key("name")
+        && let Some(id) = id.or_else(|| name.map(Value::from))
+    {
+        map.insert("name".into(), id);
+    }
+    drop_nulls(&mut map);
+    let channel: Channel = serde_json::from_value(Value::Object(map)).map_err(|e| match e.line() {
+        // From a value there is no place to tell; what the message repeats is configuration.
+        0 => ApiError::bad(e.to_string(), HINT),
+        _ => wrong_json(&e),
+    })?;
+    let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if !channel.name.chars().all(fine) || channel.name.starts_with('.') || channel.name.is_empty() || channel.name.len() > 128 {
+        return Err(ApiError::bad("a channel's name is namespace.name: letters, digits, '-', '_' and dots, at most 128", HINT));
+    }
+    match name {
+        Some(name) if name != channel.name => {
+            Err(ApiError::bad("a channel keeps its name", "create another one and delete this one"))
+        }
+        _ => Ok(channel),
+    }
+}
+
+fn drop_nulls(map: &mut Map<String, Value>) {
+    map.retain(|_, v| !v.is_null());
+}

@@ -1,0 +1,114 @@
+//! A small HTTP server on a thread and a runtime of its own.
+
+use crate::telemetry::admin::Listening;
+use axum::{Extension, Router};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+    thread::JoinHandle,
+    time::Duration,
+};
+use tokio::{net::TcpStream, sync::Semaphore, time};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// Address of the caller, for handlers.
+#[derive(Clone, Copy)]
+pub(super) struct Peer(pub SocketAddr);
+
+/// Connections at the same time; more wait in the listen queue.
+const CONNECTIONS: usize = 128;
+/// For a request's head, and between requests.
+const HEAD: Duration = Duration::from_secs(30);
+/// A caller that takes nothing for so long is gone.
+const STALLED: Duration = Duration::from_secs(60);
+/// For requests in hand when told to stop.
+const LAST_CALL: Duration = Duration::from_secs(5);
+/// Threads for work that blocks.
+const BLOCKING: usize = 8;
+
+/// Starts the thread; it ends after `stop`.
+pub(super) fn spawn(
+    thread: &str,
+    what: &'static str,
+    listener: TcpListener,
+    router: Router,
+    stop: CancellationToken,
+) -> io::Result<JoinHandle<()>> {
+    listener.set_nonblocking(true)?;
+    let address = listener.local_addr()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING)
+        .thread_keep_alive(Duration::from_secs(5))
+        .build()?;
+    let listener = {
+        let _inside = runtime.enter();
+        tokio::net::TcpListener::from_std(listener)?
+    };
+    std::thread::Builder::new().name(thread.into()).spawn(move || {
+        Listening { what, address }.emit();
+        runtime.block_on(accept(listener, router, stop));
+        // A look-up that still blocks must not keep the node from ending.
+        runtime.shutdown_timeout(Duration::from_millis(200));
+    })
+}
+
+async fn accept(listener: tokio::net::TcpListener, router: Router, stop: CancellationToken) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let tracker = TaskTracker::new();
+    loop {
+        let next = async {
+            // Never closed, so that this cannot fail.
+            let place = places.clone().acquire_owned().await.ok();
+            (place, listener.accept().await)
+        };
+        let (place, accepted) = tokio::select! {
+            () = stop.cancelled() => break,
+            next = next => next,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let serving = serve(stream, peer, router.clone(), stop.clone());
+                tracker.spawn(async move {
+                    let _place = place;
+                    serving.await;
+                });
+            }
+            // Out of descriptors, most likely: they come back when connections end.
+            Err(_) => time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+    tracker.close();
+    let _ = time::timeout(LAST_CALL, tracker.wait()).await;
+}
+
+async fn serve(stream: TcpStream, peer: SocketAddr, router: Router, stop: CancellationToken) {
+    // Neither is needed for the answer to be right.
+    let _ = stream.set_nodelay(true);
+    let _ = socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(STALLED));
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(64 * 1024);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(Duration::from_secs(20))
+        .max_concurrent_streams(32)
+        .max_header_list_size(64 * 1024);
+    let service = TowerToHyperService::new(router.layer(Extension(Peer(peer))));
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    // How a connection ended concerns the caller only, who knows it too.
+    tokio::select! {
+        _ = connection.as_mut() => {}
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            let _ = connection.await;
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Accepting instances: threads with their own runtimes that share the ports. One that panics is started again on the
+//! same descriptors, so that nothing waiting in an accept queue is lost.
+
+use crate::{
+    engine::ports::Intake,
+    gateway::inbound::{folder, http, mllp},
+    telemetry::app as events,
+};
+use std::{
+    net::TcpListener,
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// One port to serve.
+#[derive(Clone)]
+pub(super) enum Port {
+    Http(Arc<http::HttpServer>),
+    Mllp(Arc<mllp::MllpServer>),
+}
+
+/// A port with this instance's descriptors of it: called anew after a panic.
+pub(super) type Open = Arc<dyn Fn(usize) -> std::io::Result<Vec<(Port, TcpListener)>> + Send + Sync>;
+
+/// What every instance needs.
+#[derive(Clone)]
+pub(super) struct Shared {
+    pub intake: Arc<dyn Intake>,
+    pub open: Open,
+    /// Run by the first instance only.
+    pub folders: Vec<crate::config::WatchedFolder>,
+    pub drain: CancellationToken,
+    pub drain_timeout: Duration,
+}
+
+/// The running instances.
+pub(super) struct Instances {
+    threads: Vec<JoinHandle<()>>,
+    beats: Vec<Arc<AtomicU64>>,
+}
+
+impl Instances {
+    /// Starts `count` instances.
+    pub fn spawn(count: usize, shared: &Shared) -> std::io::Result<Self> {
+        let mut threads = Vec::new();
+        let mut beats = Vec::new();
+        for number in 0..count {
+            let beat = Arc::new(AtomicU64::new(0));
+            beats.push(beat.clone());
+            let shared = shared.clone();
+            let name = format!("hie-accept-{number}");
+            threads.push(std::thread::Builder::new().name(name).spawn(move || keep_running(number, &shared, &beat))?);
+        }
+        Ok(Self { threads, beats })
+    }
+
+    /// Each instance's count of seconds lived; one that stands still hangs.
+    pub fn beats(&self) -> Vec<u64> {
+        self.beats.iter().map(|b| b.load(Relaxed)).collect()
+    }
+
+    /// Waits for all of them; they end after `drain`.
+    pub fn join(self) {
+        for thread in self.threads {
+            // A panic was reported where it was caught.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn keep_running(number: usize, shared: &Shared, beat: &AtomicU64) {
+    while !shared.drain.is_cancelled() {
+        let lived = std::panic::catch_unwind(AssertUnwindSafe(|| live(number, shared, beat)));
+        let error = match lived {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "panicked; the place is in the log".to_owned(),
+        };
+        events::InstanceRestarts { number, error: &error }.emit();
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn live(number: usize, shared: &Shared, beat: &AtomicU64) -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let ports = (shared.open)(number)?;
+    let tasks = TaskTracker::new();
+    runtime.block_on(async {
+        let mut servers = tokio::task::JoinSet::new();
+        for (port, listener) in ports {
+            listener.set_nonblocking(true)?;
+            let listener = tokio::net::TcpListener::from_std(listener)?;
+            let (intake, drain, tasks) = (shared.intake.clone(), shared.drain.clone(), tasks.clone());
+            match port {
+                Port::Http(server) => servers.spawn(http::serve(listener, server, intake, drain, tasks)),
+                Port::Mllp(server) => servers.spawn(mllp::serve(listener, server, intake, drain, tasks)),
+            };
+        }
+        if number == 0 {
+            for config in &shared.folders {
+                servers.spawn(folder::watch(config.clone(), shared.intake.clone(), shared.drain.clone()));
+            }
+        }
+        let mut seconds = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            tokio::select! {
+                _ = seconds.tick() => { beat.fetch_add(1, Relaxed); }
+                ended = servers.join_next(), if !servers.is_empty() => {
+                    if !shared.drain.is_cancelled() {
+                        let why = match ended { Some(Err(e)) => e.to_string(), _ => "a listener ended".into() };
+                        return Err(std::io::Error::other(why));
+                    }
+                }
+                () = shared.drain.cancelled() => break,
+            }
+        }
+        tasks.close();
+        let done = async {
+            while servers.join_next().await.is_some() {}
+            tasks.wait().await;
+        };
+        if tokio::time::timeout(shared.drain_timeout, done).await.is_err() {
+            events::DrainForced { number, connections: tasks.len() }.emit();
+        }
+        Ok(())
+    })
+}

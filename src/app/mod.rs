@@ -1,0 +1,282 @@
+//! The composition root: configuration to a running node, until it is drained. The only module that knows every part.
+
+mod instances;
+mod outbound;
+mod records;
+mod reload;
+mod store;
+
+use crate::message::hl7::charset;
+use crate::{
+    config::{Config, Loaded},
+    engine::{
+        Engine, ListenerPolicy, Parts,
+        directory::Directory,
+        gate::Gate,
+        ports::{Control, Log},
+        resend::ResendWindow,
+    },
+    gateway::inbound::{self, http::HttpServer, mllp::MllpServer},
+    host::{
+        clock::SystemClock,
+        listeners::Listeners,
+        signals::{Signal, Signals},
+        systemd,
+        upgrade::Upgrade,
+    },
+    telemetry::app as events,
+    transport::embedded::{self, Embedded, Sink},
+};
+use anyhow::Context;
+use instances::{Instances, Open, Port, Shared};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio_util::sync::CancellationToken;
+
+/// Why the node ended well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Told to stop.
+    Stopped,
+    /// To become the binary on disk: the caller executes it with the listening sockets, which are still open.
+    Upgrade,
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Why the node could not start. The text is for the operator: what, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Channels, clients or a section of the configuration are wrong.
+    #[error("{0:#}")]
+    Config(anyhow::Error),
+    /// The store, a thread or another thing of the machine is not to be had.
+    #[error("{0:#}")]
+    Unavailable(#[from] anyhow::Error),
+}
+
+/// Runs the node until it is told to end. The store is locked and the listeners are open; both stay with the caller.
+///
+/// Errors are for the operator: what could not be opened, and what to do.
+pub fn run(loaded: &Loaded, listeners: Arc<Listeners>, upgrade: &Upgrade) -> Result<Ended, StartError> {
+    let started = Instant::now();
+    crate::telemetry::uptime();
+    let config = &loaded.config;
+    let node = Node::build(config, &listeners)?;
+    let supervisor = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
+    let ended = supervisor.block_on(async {
+        let mut signals = Signals::new().context("signals cannot be taken over")?;
+        let took_ms = started.elapsed().as_millis() as u64;
+        let channels = node.engine.channels().len();
+        events::Ready { store: &config.node.store, channels, instances: config.node.cluster.instances(), took_ms }.emit();
+        systemd::ready("accepting");
+        let ended = tokio::select! {
+            ended = node.until_told(&mut signals, config, upgrade) => ended,
+            never = feed_watchdog(&node) => match never {},
+        };
+        anyhow::Ok(ended)
+    })?;
+    node.end(config, ended, &supervisor);
+    Ok(ended)
+}
+
+/// Never resolves: without a watchdog there is nothing to feed.
+async fn feed_watchdog(node: &Node) -> std::convert::Infallible {
+    systemd::watchdog(|| node.lives()).await;
+    std::future::pending().await
+}
+
+struct Node {
+    engine: Arc<Engine>,
+    directory: Arc<Directory>,
+    ledger: Arc<crate::ledger::Ledger>,
+    instances: Instances,
+    delivery: tokio::runtime::Runtime,
+    admin: Vec<std::thread::JoinHandle<()>>,
+    drain: CancellationToken,
+    stop_admin: CancellationToken,
+    beats: std::sync::Mutex<(Instant, Vec<u64>)>,
+}
+
+impl Node {
+    fn build(config: &Config, listeners: &Arc<Listeners>) -> Result<Self, StartError> {
+        let store = &config.node.store;
+        let channels = reload::channels(&config.node.channels).map_err(StartError::Config)?;
+        let clients = reload::clients(&config.node.clients).map_err(StartError::Config)?;
+        let ledger = store::open(config)?;
+        let log: Arc<dyn Log> = ledger.clone();
+        let delivery = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(if config.node.delivery_threads == 0 { cores() } else { config.node.delivery_threads })
+            .max_blocking_threads(4)
+            .thread_name("hie-deliver")
+            .enable_all()
+            .build()
+            .context("no runtime for deliveries")?;
+        let clock = Arc::new(SystemClock);
+        let gate = Arc::new(Gate::new(config.limits.max_pending as u64));
+        let window_ms = i64::try_from(config.ledger.resend_window.as_millis()).unwrap_or(i64::MAX);
+        let resend = Arc::new(ResendWindow::new(window_ms, config.ledger.resend_entries));
+        let transport = Arc::new(Embedded::new(embedded::Parts {
+            log: log.clone(),
+            clock: clock.clone(),
+            gate: gate.clone(),
+            resend: resend.clone(),
+            runtime: delivery.handle().clone(),
+            hot_bodies: config.limits.hot_bodies.as_u64(),
+        }));
+        let directory = Arc::new(Directory::new(clients).context("clients").map_err(StartError::Config)?);
+        let troubles = ledger.clone();
+        let engine = Engine::new(
+            Parts {
+                log,
+                transport: Arc::new(transport.clone()),
+                clock,
+                connectors: Arc::new(outbound::Outbound::default()),
+                gate,
+                resend: resend.clone(),
+                directory: directory.clone(),
+                listeners: policies(config),
+                limits: config.limits.clone(),
+                troubles: Box::new(move || troubles.not_ready().map(str::to_owned).into_iter().collect()),
+                runtime: delivery.handle().clone(),
+            },
+            channels,
+        )
+        .map_err(|e| StartError::Config(e.into()))?;
+        store::restore(&ledger, &transport, &resend)?;
+        ledger.start(Arc::new(Sink(transport.clone()))).context("the ledger cannot be started")?;
+        transport.launch();
+
+        let (drain, stop_admin) = (CancellationToken::new(), CancellationToken::new());
+        let admin = store::serve_admin(config, listeners, &engine, &directory, &ledger, &drain, &stop_admin)?;
+        let shared = Shared {
+            intake: engine.clone(),
+            open: ports(config, listeners).map_err(StartError::Config)?,
+            folders: config.file.clone(),
+            drain: drain.clone(),
+            drain_timeout: config.node.drain_timeout,
+        };
+        let instances =
+            Instances::spawn(config.node.cluster.instances(), &shared).context("accepting instances cannot be started")?;
+        let beats = std::sync::Mutex::new((Instant::now(), Vec::new()));
+        // Accepting begins here; whatever came earlier waited in the accept queues.
+        tracing::debug!(store = %store.display(), "built");
+        Ok(Self { engine, directory, ledger, instances, delivery, admin, drain, stop_admin, beats })
+    }
+
+    async fn until_told(&self, signals: &mut Signals, config: &Config, upgrade: &Upgrade) -> Ended {
+        loop {
+            let signal = tokio::select! {
+                signal = signals.next() => signal,
+                // The management API asked for it.
+                () = self.drain.cancelled() => Signal::Terminate,
+            };
+            match signal {
+                Signal::Terminate | Signal::Interrupt => {
+                    events::Draining { why: "told to stop" }.emit();
+                    return Ended::Stopped;
+                }
+                Signal::Reload => {
+                    systemd::reloading();
+                    reload::all(config, &self.engine, &self.directory);
+                    systemd::ready("accepting");
+                }
+                // The refusal is in the log; the node goes on as it is.
+                Signal::Upgrade => {
+                    if upgrade.preflight().is_ok() {
+                        systemd::reloading();
+                        events::Draining { why: "upgrade in place" }.emit();
+                        return Ended::Upgrade;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether every accepting instance has moved within the last seconds and the log's writer is alive.
+    fn lives(&self) -> bool {
+        let now = self.instances.beats();
+        let mut last = self.beats.lock().unwrap_or_else(|e| e.into_inner());
+        let moved = last.1.len() != now.len() || last.1.iter().zip(&now).all(|(before, now)| now > before);
+        if moved {
+            *last = (Instant::now(), now);
+        }
+        last.0.elapsed() < Duration::from_secs(10) && self.ledger.is_alive()
+    }
+
+    fn end(self, config: &Config, ended: Ended, supervisor: &tokio::runtime::Runtime) {
+        let limit = config.node.drain_timeout;
+        if ended == Ended::Stopped {
+            systemd::stopping(limit + Duration::from_secs(10));
+        }
+        self.drain.cancel();
+        // Gateways first: what they have in hand may still need deliveries (proxy mode).
+        self.instances.join();
+        supervisor.block_on(async {
+            // What is not over in time is delivered again at the next start.
+            let _ = tokio::time::timeout(limit, self.engine.drain()).await;
+        });
+        let pending = self.engine.pending();
+        self.stop_admin.cancel();
+        self.delivery.shutdown_timeout(Duration::from_secs(5));
+        self.ledger.close();
+        for thread in self.admin {
+            let _ = thread.join();
+        }
+        events::Stopped { pending }.emit();
+    }
+}
+
+fn policies(config: &Config) -> HashMap<String, ListenerPolicy> {
+    let mut all = HashMap::new();
+    for name in ["http", "https"] {
+        all.insert(name.to_owned(), ListenerPolicy { require_client: config.http.require_client, ..ListenerPolicy::default() });
+    }
+    for mllp in &config.mllp {
+        let client = mllp.client.as_deref().map(Into::into);
+        all.insert(
+            mllp.name.clone(),
+            ListenerPolicy { require_client: mllp.require_client, client, charset: charset::encoding(&mllp.charset) },
+        );
+    }
+    for folder in &config.file {
+        let client = folder.client.as_deref().map(Into::into);
+        all.insert(folder.name.clone(), ListenerPolicy { client, ..ListenerPolicy::default() });
+    }
+    all
+}
+
+/// Prepares what all instances share of each port; the result gives an instance its descriptors.
+fn ports(config: &Config, listeners: &Arc<Listeners>) -> anyhow::Result<Open> {
+    let mut ports: Vec<(String, Port)> = Vec::new();
+    let max_body = config.limits.max_body.as_u64();
+    if config.http.listen.is_some() {
+        ports.push(("http".into(), Port::Http(HttpServer::new(config.http.clone(), None, max_body))));
+    }
+    if let (Some(_), Some(tls)) = (config.http.tls_listen, &config.http.tls) {
+        let acceptor = inbound::tls::acceptor(tls, inbound::http::ALPN).context("[http.tls]")?;
+        ports.push(("https".into(), Port::Http(HttpServer::new(config.http.clone(), Some(acceptor), max_body))));
+    }
+    for mllp in &config.mllp {
+        let acceptor = match &mllp.tls {
+            Some(tls) => Some(inbound::tls::acceptor(tls, &[]).with_context(|| format!("[[mllp]] {}", mllp.name))?),
+            None => None,
+        };
+        ports.push((format!("mllp:{}", mllp.name), Port::Mllp(MllpServer::new(mllp.clone(), acceptor))));
+    }
+    let listeners = listeners.clone();
+    Ok(Arc::new(move |instance| {
+        let mut open = Vec::new();
+        for (name, port) in &ports {
+            for listener in listeners.of(name, instance)? {
+                open.push((port.clone(), listener));
+            }
+        }
+        Ok(open)
+    }))
+}

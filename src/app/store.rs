@@ -1,0 +1,84 @@
+//! The ledger joined with those who use it: opened, read at start, shown by the management API.
+
+use crate::{
+    admin::{self, AdminState, Info, Token},
+    config::Config,
+    engine::{Engine, directory::Directory, ports::Control, resend::ResendWindow},
+    host::{self, listeners::Listeners},
+    ledger::{self, Ledger},
+    telemetry::app as events,
+    transport::embedded::Embedded,
+};
+use anyhow::Context;
+use std::{sync::Arc, thread::JoinHandle, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+/// Opens the ledger under the store.
+pub(super) fn open(config: &Config) -> anyhow::Result<Arc<Ledger>> {
+    let dir = config.node.store.join("ledger");
+    let watched = config.node.store.clone();
+    let ledger = Ledger::open(ledger::Options {
+        dir,
+        config: config.ledger.clone(),
+        writer_queue: config.limits.writer_queue.as_u64(),
+        free_space: Box::new(move || host::space::free(&watched).ok().map(|space| space.free)),
+        boot_id: Box::new(host::boot_id),
+    })?;
+    Ok(Arc::new(ledger))
+}
+
+/// Gives the transport what was not finished and the resend window what came last.
+pub(super) fn restore(ledger: &Ledger, transport: &Arc<Embedded>, resend: &ResendWindow) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let (mut unfinished, mut resend_window) = (0, 0);
+    ledger
+        .unfinished(&mut |message| {
+            unfinished += 1;
+            transport.restore(message);
+        })
+        .context("what was unfinished cannot be read from the ledger")?;
+    ledger
+        .recent(&mut |message| {
+            resend_window += 1;
+            resend.restore(message);
+        })
+        .context("the resend window cannot be read from the ledger")?;
+    events::Restored { unfinished, resend_window, took_ms: started.elapsed().as_millis() as u64 }.emit();
+    Ok(())
+}
+
+/// Starts health and the management API, each on its own thread.
+pub(super) fn serve_admin(
+    config: &Config,
+    listeners: &Listeners,
+    engine: &Arc<Engine>,
+    directory: &Arc<Directory>,
+    ledger: &Arc<Ledger>,
+    drain: &CancellationToken,
+    stop: &CancellationToken,
+) -> anyhow::Result<Vec<JoinHandle<()>>> {
+    let mut threads = Vec::new();
+    if let Some(listener) = listeners.one("health")? {
+        let engine = engine.clone();
+        threads.push(admin::health::spawn(listener, Arc::new(move || engine.not_ready()), stop.clone())?);
+    }
+    if let Some(listener) = listeners.one("admin")? {
+        let file = config.admin.token_file.clone().unwrap_or_else(|| config.node.store.join("admin-token"));
+        let state = AdminState {
+            control: engine.clone(),
+            records: ledger.clone(),
+            directory: directory.clone(),
+            channels: config.node.channels.clone(),
+            clients: config.node.clients.clone(),
+            token: Token::load_or_create(&file).context("the management API's token")?.0,
+            info: Info {
+                node: config.node.name.clone(),
+                domain: config.node.domain.clone(),
+                version: env!("CARGO_PKG_VERSION").into(),
+            },
+            drain: drain.clone(),
+        };
+        threads.push(admin::spawn(listener, state, stop.clone())?);
+    }
+    Ok(threads)
+}

@@ -1,0 +1,105 @@
+//! The environment layer (`HIE_SECTION__KEY`) and the flag layer. Values are text until a key asks for something else.
+
+use super::{
+    Flag, Origin,
+    error::Problem,
+    layer::{Layer, MAX_DEPTH, insert, string},
+    nearest::{everywhere, nearest},
+};
+use figment::value::{Dict, Tag, Value};
+use std::ffi::{OsStr, OsString};
+
+/// Sections that are lists of tables in the file: a variable or flag sets the only one.
+pub(super) const LISTS: [&str; 2] = ["mllp", "file"];
+
+/// Reads the variables of the process. Others than `HIE_*__*` are not looked at.
+/// Returns the layer, mistakes, and warnings about names that look like a slip.
+pub(super) fn environment(env: &[(OsString, OsString)], file: &Layer) -> (Layer, Vec<Problem>, Vec<Problem>) {
+    let mut layer = Layer { name: "environment".into(), ..Layer::default() };
+    let (mut problems, mut warnings) = (Vec::new(), Vec::new());
+    let mut sorted: Vec<_> = env.iter().collect();
+    sorted.sort();
+    for (name, value) in sorted {
+        let Some(name) = name.to_str().filter(|n| n.starts_with("HIE_")) else { continue };
+        let key = name["HIE_".len()..].to_lowercase();
+        let place = Origin::Env(name.to_owned());
+        if !key.contains("__") {
+            warnings.extend(slip(&key).map(|right| Problem::new(place, format!("is ignored; did you mean {right}?"))));
+            continue;
+        }
+        match value.to_str() {
+            Some(text) => set(&mut layer, &key, "__", text, place, file, &mut problems),
+            None => problems.push(Problem::new(place, "is not UTF-8")),
+        }
+    }
+    (layer, problems, warnings)
+}
+
+/// Reads the flags.
+pub(super) fn flags(flags: &[Flag], file: &Layer) -> (Layer, Vec<Problem>) {
+    let mut layer = Layer { name: "flags".into(), ..Layer::default() };
+    let mut problems = Vec::new();
+    for flag in flags {
+        set(&mut layer, &flag.key, ".", &flag.value, Origin::Flag(flag.name.clone()), file, &mut problems);
+    }
+    (layer, problems)
+}
+
+/// `HIE_NODE_STORE` for `HIE_NODE__STORE`. Other names are not ours to judge: Kubernetes sets `HIE_PORT` and
+/// `HIE_SERVICE_HOST` for a service called hie.
+fn slip(key: &str) -> Option<String> {
+    everywhere().into_iter().find_map(|(section, known)| {
+        let path = format!("{section}.{known}");
+        (path.replace('.', "_") == key).then(|| format!("HIE_{}", path.replace('.', "__").to_uppercase()))
+    })
+}
+
+fn set(layer: &mut Layer, key: &str, separator: &str, text: &str, place: Origin, below: &Layer, problems: &mut Vec<Problem>) {
+    let mut path: Vec<String> = key.split(separator).map(str::to_owned).collect();
+    if path.len() > MAX_DEPTH {
+        problems.push(Problem::new(place, "sets no known key: too many parts"));
+        return;
+    }
+    if let Some(list) = LISTS.into_iter().find(|list| path[0] == *list).filter(|_| path.len() > 1) {
+        let others = below.values.get(list);
+        match others {
+            Some(Value::Array(_, items)) if items.len() > 1 => {
+                problems.push(Problem::new(
+                    place,
+                    format!("sets the only [[{list}]], but {} has {} of them", below.name, items.len()),
+                ));
+                return;
+            }
+            _ => path.insert(1, "0".into()),
+        }
+        let first = layer.values.entry(list.to_owned()).or_insert_with(|| {
+            let given = match others {
+                Some(Value::Array(_, items)) => items.first().cloned(),
+                _ => None,
+            };
+            Value::Array(Tag::Default, vec![given.unwrap_or_else(|| Value::Dict(Tag::Default, Dict::new()))])
+        });
+        if let Value::Array(_, items) = first
+            && let Some(Value::Dict(_, dict)) = items.first_mut()
+            && insert(dict, &path[2..], string(text))
+        {
+            layer.places.insert(path, place);
+            return;
+        }
+    } else if insert(&mut layer.values, &path, string(text)) {
+        layer.places.insert(path, place);
+        return;
+    }
+    problems.push(Problem::new(place, "is below a key that another variable sets to a plain value"));
+}
+
+/// Name of the nearest variable to one that sets nothing known.
+pub(super) fn unknown_variable(name: &OsStr) -> String {
+    let name = name.to_string_lossy();
+    let known: Vec<String> =
+        everywhere().into_iter().map(|(section, key)| format!("hie_{}__{key}", section.replace('.', "__"))).collect();
+    match nearest(&name, known.iter().map(String::as_str)) {
+        Some((best, _)) => format!("sets no known key; did you mean {}?", best.to_uppercase()),
+        None => "sets no known key".into(),
+    }
+}

@@ -1,0 +1,177 @@
+//! Delivery: one attempt on one route, judged and recorded (MERE).
+
+use super::{
+    backoff,
+    fact::{Attempt, BodyRef, Fact, Outcome, What},
+    judge::{self, Judgement},
+    ports::{Append, BodyStream, Clock, Connector, Delivery, Log, SendError, Stored},
+};
+use crate::channel::{AckAction, AfterPark, Route, Storage};
+use crate::telemetry::engine as events;
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
+use std::{sync::Arc, time::Duration};
+
+/// Answers up to this size are stored in one piece with the attempt.
+pub(super) const WHOLE: usize = 64 * 1024;
+
+/// What became of an attempt.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Verdict {
+    /// Done on this route.
+    Delivered,
+    /// Again after this long. `unreachable`: nothing reaches the receiver now, the whole route should wait.
+    Retry { after: Duration, unreachable: bool, error: String },
+    /// Set aside for an operator.
+    Parked { error: String },
+}
+
+/// One route's worker: its policy and its way out.
+pub struct RouteWorker {
+    /// Full channel name.
+    pub channel: Arc<str>,
+    /// The route as configured.
+    pub route: Route,
+    /// Whether a parked message holds its key.
+    pub after_park: AfterPark,
+    /// The way out; belongs to the delivery runtime.
+    pub connector: Arc<dyn Connector>,
+    /// Where attempts are recorded.
+    pub log: Arc<dyn Log>,
+    /// For ages and times.
+    pub clock: Arc<dyn Clock>,
+    /// Counters of this route.
+    pub metrics: Arc<events::RouteMetrics>,
+}
+
+impl RouteWorker {
+    /// Makes the `number`-th attempt (from 1) for a message, records how it went and says what follows.
+    pub async fn attempt(&self, message: Arc<Stored>, number: u32) -> Verdict {
+        let started = std::time::Instant::now();
+        let delivery = Delivery { message: message.clone(), attempt: number, timeout: self.route.timeout };
+        let result = tokio::time::timeout(self.route.timeout, self.connector.send(delivery)).await.unwrap_or_else(|_| {
+            let target = self.route.mllp.iter().chain(&self.route.http).next().cloned().unwrap_or_default();
+            Err(SendError::Timeout { target, after: self.route.timeout })
+        });
+        let keep = message.accepted.storage == Storage::All;
+        let (target, judgement, response) = match result {
+            Ok(reply) => {
+                let judgement = judge::judge(&self.route, Ok(&reply.kind));
+                let collected = tokio::time::timeout(self.route.timeout, collect(reply.body, &*self.log, keep)).await;
+                match collected {
+                    Ok(Ok(collected)) => (reply.target, judgement, collected),
+                    // The head decided; a body that breaks off does not undo what the receiver has done.
+                    Ok(Err(_)) | Err(_) => (reply.target, judgement, Collected::default()),
+                }
+            }
+            Err(error) => (target_of(&error), judge::judge(&self.route, Err(&error)), Collected::default()),
+        };
+        let envelope = message.envelope();
+        let mut outcome = match judgement.action {
+            AckAction::Deliver => Outcome::Delivered,
+            AckAction::Retry => Outcome::Retry,
+            AckAction::Park => Outcome::Parked,
+        };
+        let mut error = judgement.error.clone();
+        if outcome == Outcome::Retry && backoff::given_up(&self.route.retry, self.clock.now_ms() - envelope.received_ms) {
+            outcome = Outcome::Parked;
+            error = format!("given up at the route's retry.give_up age; last: {error}");
+        }
+        let took = started.elapsed();
+        events::Attempt { route: &self.metrics, outcome, took }.emit();
+        self.record(&message, number, target, took, outcome, &judgement, &error, response);
+        match outcome {
+            Outcome::Delivered => Verdict::Delivered,
+            Outcome::Retry => Verdict::Retry {
+                after: backoff::wait(&self.route.retry, number, rand::random()),
+                unreachable: judgement.unreachable,
+                error,
+            },
+            Outcome::Parked | Outcome::Failed => Verdict::Parked { error },
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one call; a struct would only repeat Attempt")]
+    fn record(
+        &self,
+        message: &Stored,
+        number: u32,
+        target: String,
+        took: Duration,
+        outcome: Outcome,
+        judgement: &Judgement,
+        error: &str,
+        response: Collected,
+    ) {
+        let attempt = Attempt {
+            route: self.route.name.clone(),
+            number,
+            target,
+            took_ms: took.as_millis().try_into().unwrap_or(u32::MAX),
+            outcome,
+            status: judgement.status,
+            ack: judgement.ack.clone(),
+            error: error.to_owned(),
+            response: response.body,
+            response_len: response.len,
+        };
+        let fact = Fact {
+            id: message.envelope().id,
+            home: message.seq,
+            at: self.clock.now_ms(),
+            what: What::Attempt(Box::new(attempt)),
+        };
+        // Not waited for: were it lost, the delivery would be made again, which at-least-once allows.
+        self.log.append_later(Append { fact, body: response.whole, deliver: false });
+    }
+}
+
+fn target_of(error: &SendError) -> String {
+    match error {
+        SendError::NotSent { target, .. } | SendError::Broken { target, .. } | SendError::Timeout { target, .. } => {
+            target.clone()
+        }
+    }
+}
+
+/// An answer's body, on its way into the log.
+#[derive(Default)]
+pub(super) struct Collected {
+    /// The reference for the fact.
+    pub body: BodyRef,
+    /// The bytes that go with the fact, when in one piece.
+    pub whole: Option<Bytes>,
+    /// Length in bytes.
+    pub len: u64,
+}
+
+/// Reads an answer to its end: small ones whole, larger ones piece by piece into the log.
+async fn collect(mut stream: BodyStream, log: &dyn Log, keep: bool) -> std::io::Result<Collected> {
+    let mut collected = Collected::default();
+    let mut buffer = BytesMut::new();
+    let mut seqs = Vec::new();
+    while let Some(piece) = stream.next().await {
+        let piece = piece?;
+        collected.len += piece.len() as u64;
+        if !keep {
+            continue;
+        }
+        buffer.extend_from_slice(&piece);
+        if buffer.len() >= WHOLE {
+            match log.chunk(buffer.split().freeze(), false).await {
+                Ok(seq) => seqs.push(seq),
+                Err(e) => return Err(std::io::Error::other(e)),
+            }
+        }
+    }
+    if !seqs.is_empty() {
+        if !buffer.is_empty() {
+            seqs.push(log.chunk(buffer.freeze(), false).await.map_err(std::io::Error::other)?);
+        }
+        collected.body = BodyRef::Chunks { seqs, transient: false };
+    } else if !buffer.is_empty() {
+        collected.body = BodyRef::Own;
+        collected.whole = Some(buffer.freeze());
+    }
+    Ok(collected)
+}

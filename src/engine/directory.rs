@@ -1,0 +1,181 @@
+//! The directory: who may send. Clients with their credentials, compiled and swapped as a whole.
+//!
+//! A right password costs its Argon2 check once; after that a keyed hash of it is remembered, so that a request costs
+//! about a microsecond. A wrong one costs as much whether or not there is such a client. How many checks run at the same
+//! time is bounded, and so is how many failures one address may cause.
+
+mod check;
+mod compile;
+mod password;
+mod throttle;
+mod verified;
+
+pub use password::hash_password;
+pub use throttle::Throttle;
+
+use super::ports::{Credentials, Denied};
+use crate::{
+    channel::client::{ANONYMOUS, Client},
+    telemetry::admin::IdentifyFailed,
+};
+use arc_swap::ArcSwap;
+use check::Claim;
+use compile::{Compiled, Known};
+use governor::clock::Clock;
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+use throttle::Gate;
+use verified::Verified;
+
+/// A set of clients that cannot be used; says which and why.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct DirectoryError(pub String);
+
+/// All clients. Shared by all gateways; see [`Directory::replace`] for changing them while running.
+pub struct Directory {
+    compiled: ArcSwap<Compiled>,
+    verified: Verified,
+    throttle: Throttle,
+    gate: Gate,
+    anonymous: Arc<str>,
+}
+
+impl Directory {
+    /// Compiles the clients, whose secrets lie in `password` and `token_sha256` (files are read by the configuration).
+    pub fn new(clients: Vec<Client>) -> Result<Self, DirectoryError> {
+        Ok(Self {
+            compiled: ArcSwap::from_pointee(Compiled::new(clients, None)?),
+            verified: Verified::new(),
+            throttle: Throttle::new(20, Duration::from_secs(1)),
+            gate: Gate::new(),
+            anonymous: ANONYMOUS.into(),
+        })
+    }
+
+    /// Swaps in another set, or leaves the old one in force when anything in it is wrong. What a client has used of its
+    /// rate is kept; a changed password counts at once.
+    pub fn replace(&self, clients: Vec<Client>) -> Result<(), DirectoryError> {
+        let next = Compiled::new(clients, Some(&self.compiled.load()))?;
+        self.compiled.store(Arc::new(next));
+        Ok(())
+    }
+
+    /// The clients in force, by name. They hold hashes: show [`Client::name`] and the like, never the whole.
+    pub fn clients(&self) -> Vec<Client> {
+        self.compiled.load().clients()
+    }
+
+    /// Who is it? `peer` is the sender's address (`None`: a file). Without any credential it is [`ANONYMOUS`], or
+    /// [`Denied::Unauthenticated`] when `require`. A wrong credential is always refused. A certificate that belongs to no
+    /// client counts as none: the listener's authority vouched for it, the directory just does not know it.
+    ///
+    /// The first time a password is seen, this takes some 20 ms of CPU on the calling thread; see [`Directory::identify_async`].
+    pub fn identify(&self, peer: Option<SocketAddr>, credentials: &Credentials, require: bool) -> Result<Arc<str>, Denied> {
+        let ip = peer.map(|p| p.ip().to_canonical());
+        self.settle(
+            match self.claim(ip, credentials, require) {
+                Claim::Done(result) => result,
+                Claim::Password(check) => match self.gate.enter_blocking() {
+                    Some(_permit) => check.run(&self.verified).and_then(|known| Compiled::admit(known, ip)),
+                    None => Err(Failure::new(Denied::Busy, "busy")),
+                },
+            },
+            ip,
+        )
+    }
+
+    /// As [`Directory::identify`], but a password seen for the first time is checked on another thread.
+    pub async fn identify_async(
+        self: &Arc<Self>,
+        peer: Option<SocketAddr>,
+        credentials: &Credentials,
+        require: bool,
+    ) -> Result<Arc<str>, Denied> {
+        let ip = peer.map(|p| p.ip().to_canonical());
+        let result = match self.claim(ip, credentials, require) {
+            Claim::Done(result) => result,
+            Claim::Password(check) => match self.gate.enter().await {
+                Some(permit) => {
+                    let this = self.clone();
+                    let checked = tokio::task::spawn_blocking(move || {
+                        let _permit = permit;
+                        check.run(&this.verified)
+                    });
+                    // The task fails only when the runtime ends.
+                    checked.await.unwrap_or(Err(Failure::new(Denied::Busy, "busy"))).and_then(|known| Compiled::admit(known, ip))
+                }
+                None => Err(Failure::new(Denied::Busy, "busy")),
+            },
+        };
+        self.settle(result, ip)
+    }
+
+    /// Takes one message off the client's rate; `Err`: over it, and how long until there is room. Clients without a rate, and names
+    /// that are no client's, are never over it.
+    pub fn rate_check(&self, client: &str) -> Result<(), Duration> {
+        let compiled = self.compiled.load();
+        let Some(limiter) = compiled.by_name(client).and_then(|known| known.limiter.as_ref()) else { return Ok(()) };
+        limiter.check().map_err(|until| until.wait_time_from(limiter.clock().now()))
+    }
+
+    /// May the client use a channel with this `allow` list of names and roles? An empty list lets everybody in.
+    pub fn allowed(&self, client: &str, allow: &[String]) -> bool {
+        allow.is_empty()
+            || allow.iter().any(|a| a == client)
+            || self.compiled.load().by_name(client).is_some_and(|known| known.client.roles.iter().any(|r| allow.contains(r)))
+    }
+
+    /// May a sender at this address speak under this name because its listener says so? True for names that are no client's.
+    pub fn may_be(&self, client: &str, peer: Option<SocketAddr>) -> bool {
+        let compiled = self.compiled.load();
+        compiled.by_name(client).is_none_or(|known| Compiled::admit(known.clone(), peer.map(|p| p.ip().to_canonical())).is_ok())
+    }
+
+    fn claim(&self, ip: Option<IpAddr>, credentials: &Credentials, require: bool) -> Claim {
+        let none = || match require {
+            true => Err(Failure::new(Denied::Unauthenticated, "credentials-required")),
+            false => Ok(self.anonymous.clone()),
+        };
+        let compiled = self.compiled.load();
+        match check::claim(&compiled, &self.verified, credentials) {
+            check::Found::Nothing => Claim::Done(none()),
+            check::Found::Known(known) => Claim::Done(Compiled::admit(known, ip)),
+            check::Found::Failed(failure) => Claim::Done(Err(failure)),
+            check::Found::Password(_) if ip.is_some_and(|ip| !self.throttle.open(ip)) => {
+                Claim::Done(Err(Failure::new(Denied::Busy, "throttled")))
+            }
+            check::Found::Password(check) => Claim::Password(check),
+        }
+    }
+
+    fn settle(&self, result: Result<Arc<str>, Failure>, ip: Option<IpAddr>) -> Result<Arc<str>, Denied> {
+        result.map_err(|failure| {
+            if let (Denied::BadCredentials, Some(ip)) = (&failure.denied, ip) {
+                self.throttle.failed(ip);
+            }
+            IdentifyFailed { kind: failure.kind, client: failure.client.as_deref() }.emit();
+            failure.denied
+        })
+    }
+}
+
+/// Why somebody is not let in, for the sender and for the metric.
+struct Failure {
+    denied: Denied,
+    kind: &'static str,
+    client: Option<Arc<str>>,
+}
+
+impl Failure {
+    fn new(denied: Denied, kind: &'static str) -> Self {
+        Self { denied, kind, client: None }
+    }
+
+    fn of(denied: Denied, kind: &'static str, known: &Known) -> Self {
+        Self { denied, kind, client: Some(known.name.clone()) }
+    }
+}

@@ -1,0 +1,105 @@
+//! One request: from its head to its response.
+
+use super::{
+    Context,
+    body::OutBody,
+    request::{self, Lost},
+    respond,
+};
+use crate::{
+    engine::ports::{Answer, Arrival, Credentials, Denied, Refusal},
+    gateway::inbound::{ANONYMOUS, identify, outcome},
+    message::Protocol,
+    telemetry::inbound::Outcome,
+};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use std::{convert::Infallible, sync::Arc};
+
+const CLOSE: HeaderValue = HeaderValue::from_static("close");
+
+/// Answers one request.
+pub(super) async fn handle(request: Request<Incoming>, context: Arc<Context>) -> Result<Response<OutBody>, Infallible> {
+    let busy = context.pulse.begin();
+    let version = request.version();
+    let mut response = answer(request, &context).await;
+    if version <= Version::HTTP_11 && context.instance.draining.begun() {
+        response.headers_mut().insert(header::CONNECTION, CLOSE);
+    }
+    response.body_mut().hold(busy);
+    Ok(response)
+}
+
+async fn answer(request: Request<Incoming>, context: &Context) -> Response<OutBody> {
+    let (instance, server) = (&context.instance, &context.instance.server);
+    let meters = server.connections.meters();
+    let (parts, body) = request.into_parts();
+    if parts.method == Method::CONNECT {
+        let mut response = respond::error(StatusCode::METHOD_NOT_ALLOWED, "CONNECT is not served here", None);
+        response.headers_mut().insert(header::ALLOW, ALLOW);
+        return response;
+    }
+    if parts.method == Method::OPTIONS && parts.uri.path() == "*" {
+        let mut response = respond::empty(StatusCode::NO_CONTENT);
+        response.headers_mut().insert(header::ALLOW, ALLOW);
+        return response;
+    }
+    let credentials =
+        Credentials { authorization: request::authorization(&parts.headers), certificate: context.certificate.clone() };
+    let identified =
+        identify(&*instance.intake, &server.listener, Some(context.peer), &credentials, None, server.config.require_client);
+    let client = match identified {
+        Ok(client) => client,
+        Err(denied) => {
+            meters.answered(if denied == Denied::Address { Outcome::NotAllowed } else { Outcome::Unauthenticated });
+            return respond::denied(&denied);
+        }
+    };
+    if body.size_hint().lower() > server.max_body {
+        meters.answered(Outcome::TooLarge);
+        return respond::refused(None, &Refusal::TooLarge { limit: server.max_body }, false);
+    }
+    let head = request::head(&parts);
+    let body = match request::body(body, server.config.body_idle_timeout, server.connections.clone()).await {
+        Ok(body) => body,
+        Err(lost) => {
+            meters.answered(Outcome::Aborted);
+            return lost_body(lost);
+        }
+    };
+    let anonymous = &*client == ANONYMOUS;
+    let arrival = Arrival {
+        client,
+        protocol: Protocol::Http,
+        listener: server.listener.clone(),
+        remote: context.remote.clone(),
+        http: Some(head),
+        body,
+    };
+    match instance.intake.accept(arrival).await {
+        Answer::Accepted { id, resend } => {
+            meters.answered(if resend { Outcome::Resend } else { Outcome::Accepted });
+            respond::accepted(id, resend)
+        }
+        Answer::Response { id, response } => {
+            meters.answered(Outcome::Response);
+            respond::relayed(id, response, &parts.method)
+        }
+        Answer::Refused { id, refusal } => {
+            meters.answered(outcome(&refusal));
+            respond::refused(id, &refusal, anonymous)
+        }
+    }
+}
+
+const ALLOW: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
+
+fn lost_body(lost: Lost) -> Response<OutBody> {
+    let mut response = match lost {
+        Lost::Late => respond::error(StatusCode::REQUEST_TIMEOUT, "request body not sent in time", None),
+        Lost::Broken => respond::error(StatusCode::BAD_REQUEST, "request body broken off or not framed as HTTP says", None),
+    };
+    response.headers_mut().insert(header::CONNECTION, CLOSE);
+    response
+}

@@ -1,0 +1,67 @@
+//! The times of one MLLP connection.
+
+use std::{future::Future, pin::Pin, task::Context, time::Duration};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+/// A sender that ends its frame without the CR is not waited for longer than this.
+pub(super) const CR_WITHIN: Duration = Duration::from_millis(100);
+
+/// The connection's times, with one timer that is set again only when it has to be earlier.
+pub(super) struct Clock {
+    /// The last read.
+    pub last: Instant,
+    /// A frame began, or reading it was taken up again.
+    pub frame: Option<Instant>,
+    reading: bool,
+    timer: Option<Pin<Box<Sleep>>>,
+    armed: Option<Instant>,
+    /// The timer has gone off: look at everything again.
+    pub fired: bool,
+}
+
+impl Clock {
+    pub fn new() -> Self {
+        Self { last: Instant::now(), frame: None, reading: true, timer: None, armed: None, fired: false }
+    }
+
+    pub fn active(&mut self) {
+        self.last = Instant::now();
+    }
+
+    /// A frame has begun and not ended, or not.
+    pub fn in_frame(&mut self, begun: bool) {
+        match begun {
+            true if self.frame.is_none() => self.frame = Some(Instant::now()),
+            true => {}
+            false => self.frame = None,
+        }
+    }
+
+    /// While the node does not read, the sender is not to blame for what does not come.
+    pub fn reading(&mut self, reading: bool) {
+        if reading && !self.reading {
+            self.last = Instant::now();
+            self.frame = self.frame.map(|_| self.last);
+        }
+        self.reading = reading;
+    }
+
+    pub fn cr_is_late(&self, awaited: bool) -> bool {
+        awaited && self.last.elapsed() >= CR_WITHIN
+    }
+
+    /// True when the time has come.
+    pub fn poll_at(&mut self, at: Instant, cx: &mut Context<'_>) -> bool {
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(at)));
+        if self.armed.is_none_or(|armed| at < armed) {
+            timer.as_mut().reset(at);
+            self.armed = Some(at);
+        }
+        if timer.as_mut().poll(cx).is_pending() {
+            return false;
+        }
+        self.armed = None;
+        self.fired = true;
+        true
+    }
+}

@@ -1,0 +1,437 @@
+//! One MLLP connection: reads, hands frames to the engine in order, writes the replies in order.
+//!
+//! Up to [`MAX_IN_FLIGHT`] frames are with the engine at once. Each call to the engine is polled as soon as it is made, before the
+//! next one is made, so that the engine sees the messages in the order in which they came. With one frame in flight this
+//! costs nothing extra: no task, no channel, one read and one write per message.
+
+use super::{
+    LARGE, MAX_GARBAGE, MllpServer, Socket,
+    answer::{Verdict, acknowledge},
+    batch::{self, Batch, Taken},
+    clock::{CR_WITHIN, Clock},
+    slot::{Message, Slot, Source},
+};
+use crate::{
+    engine::ports::{Intake, Refusal},
+    gateway::inbound::{LINGER, drain::Draining},
+    message::mllp::{self, Decoder, Event},
+    telemetry::inbound::{Cut, Outcome},
+};
+use bytes::{Bytes, BytesMut};
+use futures_util::future::BoxFuture;
+use std::{
+    collections::VecDeque,
+    future::{Future, poll_fn},
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::OwnedSemaphorePermit,
+    time::{Instant, timeout},
+};
+use tokio_util::{io::poll_read_buf, sync::PollSemaphore};
+
+/// Frames of one connection with the engine at the same time.
+pub(super) const MAX_IN_FLIGHT: usize = 32;
+
+/// Read at a time; more within a large frame.
+const READ: usize = 8 * 1024;
+const READ_LARGE: usize = 64 * 1024;
+/// Frames up to this size are copied out of the read buffer, which then is never held, moved or allocated again.
+const COPIED: usize = 16 * 1024;
+/// A sender over its rate is not read from for as long as it should wait, at most this long.
+const SLOWEST: Duration = Duration::from_secs(5);
+
+pub(super) struct Connection<'a, S> {
+    server: &'a MllpServer,
+    source: Source<'a>,
+    peer: SocketAddr,
+    io: S,
+    decoder: Decoder,
+    read: BytesMut,
+    /// Replies, framed, to be written.
+    write: BytesMut,
+    slots: VecDeque<Slot<'a>>,
+    clock: Clock,
+    /// Bytes outside frames since the last frame.
+    garbage: u64,
+    /// Held while a large frame is being received or is in hand.
+    large: Option<OwnedSemaphorePermit>,
+    large_queue: PollSemaphore,
+    /// Resolves when the node takes messages again.
+    reopened: Option<BoxFuture<'a, ()>>,
+    slowed_until: Option<Instant>,
+    /// The sender ended its side.
+    ended: bool,
+    draining: Drain,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Drain {
+    No,
+    /// Nothing was in hand: a sender at work will have sent its next frame before it can know of the drain. One more
+    /// frame is taken until then, and the sender told with its acknowledgment.
+    FrameUntil(Instant),
+    /// Nothing more is taken.
+    Last,
+}
+
+/// What there is to do when the connection cannot go on by itself.
+enum Step {
+    Write,
+    /// All is answered and the node drains.
+    Finish,
+    /// The sender ended the connection and all is answered.
+    Ended,
+    Broken,
+    Cut(Cut, &'static str),
+}
+
+impl<'a, S: Socket> Connection<'a, S> {
+    pub fn new(server: &'a MllpServer, intake: &'a dyn Intake, io: S, client: Arc<str>, peer: SocketAddr) -> Self {
+        let max_frame = usize::try_from(server.config.max_frame.as_u64()).unwrap_or(usize::MAX);
+        Self {
+            source: Source {
+                intake,
+                meters: server.connections.meters(),
+                listener: server.listener.clone(),
+                client,
+                remote: peer.to_string(),
+                max_response: max_frame,
+            },
+            peer,
+            io,
+            decoder: Decoder::new(max_frame),
+            read: BytesMut::with_capacity(READ),
+            write: BytesMut::new(),
+            slots: VecDeque::new(),
+            clock: Clock::new(),
+            garbage: 0,
+            large: None,
+            large_queue: PollSemaphore::new(server.large.clone()),
+            reopened: None,
+            slowed_until: None,
+            ended: false,
+            draining: Drain::No,
+            server,
+        }
+    }
+
+    /// Runs until the sender ends the connection, a limit is passed, or the node drains.
+    pub async fn run(mut self, draining: Draining) {
+        let mut drained = Box::pin(draining.wait());
+        // Once, so that the drain wakes this task; from then on it is asked for by `begun`.
+        poll_fn(|cx| Poll::Ready(drained.as_mut().poll(cx).is_ready())).await;
+        loop {
+            match poll_fn(|cx| self.step(&draining, cx)).await {
+                Step::Write => {
+                    if let Err(cut) = self.flush().await {
+                        return self.end(cut);
+                    }
+                }
+                Step::Finish => return self.finish().await,
+                Step::Ended => {
+                    if self.decoder.in_frame() {
+                        self.server.cut(self.peer, Cut::Truncated, "the sender ended the connection within a frame");
+                    }
+                    return;
+                }
+                Step::Broken => return,
+                Step::Cut(cut, why) => {
+                    // What is answered already still goes out, with all that the engine has said by now.
+                    let _ = self.flush().await;
+                    return self.end(Some((cut, why)));
+                }
+            }
+        }
+    }
+
+    fn end(&self, cut: Option<(Cut, &'static str)>) {
+        if let Some((cut, why)) = cut {
+            self.server.cut(self.peer, cut, why);
+        }
+    }
+
+    /// Moves everything on as far as it goes without waiting.
+    fn step(&mut self, draining: &Draining, cx: &mut Context<'_>) -> Poll<Step> {
+        if self.draining == Drain::No && draining.begun() {
+            let idle = self.slots.is_empty();
+            self.draining = if idle { Drain::FrameUntil(Instant::now() + LINGER) } else { Drain::Last };
+        }
+        loop {
+            self.collect(cx);
+            let blocked = match self.start(cx) {
+                Ok(blocked) => blocked,
+                Err(step) => return Poll::Ready(step),
+            };
+            if self.draining == Drain::Last && self.slots.is_empty() {
+                return Poll::Ready(Step::Finish);
+            }
+            if !self.write.is_empty() {
+                return Poll::Ready(Step::Write);
+            }
+            if self.ended && self.slots.is_empty() {
+                return Poll::Ready(Step::Ended);
+            }
+            if matches!(self.slots.front(), Some(Slot::Done(_))) {
+                // Answered at once: collected in the next round, which also may start more.
+                continue;
+            }
+            let reading = !blocked && !self.ended && self.draining != Drain::Last;
+            self.clock.reading(reading);
+            if reading {
+                match self.poll_read(cx) {
+                    Poll::Ready(Ok(0)) => {
+                        self.ended = true;
+                        continue;
+                    }
+                    Poll::Ready(Ok(_)) => continue,
+                    // What is in hand is durable all the same; there is nobody left to tell.
+                    Poll::Ready(Err(_)) => return Poll::Ready(Step::Broken),
+                    Poll::Pending => {}
+                }
+            }
+            match self.poll_time(reading, cx) {
+                Some(step) => return Poll::Ready(step),
+                None if self.clock.fired => self.clock.fired = false,
+                None => return Poll::Pending,
+            }
+        }
+    }
+
+    /// Takes what the engine has answered, in order, into the write buffer.
+    fn collect(&mut self, cx: &mut Context<'_>) {
+        for slot in &mut self.slots {
+            if let Some(wait) = slot.poll(&self.source, cx) {
+                self.slowed_until = Some(Instant::now() + wait.min(SLOWEST));
+            }
+        }
+        while let Some(Slot::Done(reply)) = self.slots.front_mut() {
+            if let Some(reply) = reply {
+                mllp::encode(reply, &mut self.write);
+            }
+            self.slots.pop_front();
+        }
+        if self.large.is_some() && !self.is_large() {
+            self.large = None;
+        }
+    }
+
+    /// Hands frames to the engine as long as there are some and room for them. True when no more may come now.
+    fn start(&mut self, cx: &mut Context<'_>) -> Result<bool, Step> {
+        loop {
+            if self.draining == Drain::Last || !self.has_room() || !self.may_take(cx) {
+                return Ok(true);
+            }
+            let mut event = self.decoder.decode(&mut self.read);
+            if event.is_none() && (self.ended || self.clock.cr_is_late(self.decoder.awaits_cr(&self.read))) {
+                event = self.decoder.flush(&mut self.read);
+            }
+            let Some(event) = event else {
+                self.clock.in_frame(self.decoder.in_frame());
+                return Ok(!self.may_be_large(cx));
+            };
+            self.clock.in_frame(false);
+            let slot = match event {
+                Event::Frame(frame) => self.frame(frame, cx),
+                Event::TooLarge { head, .. } => {
+                    self.shrink();
+                    let limit = self.server.config.max_frame.as_u64();
+                    self.refuse(&head, &Refusal::TooLarge { limit }, Outcome::TooLarge)
+                }
+                Event::Truncated { .. } => {
+                    self.shrink();
+                    self.source.meters.answered(Outcome::Aborted);
+                    continue;
+                }
+                Event::Garbage { bytes } => {
+                    self.garbage += bytes as u64;
+                    self.source.meters.garbage(bytes as u64);
+                    if self.garbage > MAX_GARBAGE {
+                        return Err(Step::Cut(Cut::Garbage, "too much outside frames: is this an MLLP sender?"));
+                    }
+                    continue;
+                }
+            };
+            self.garbage = 0;
+            self.slots.push_back(slot);
+            if let Drain::FrameUntil(_) = self.draining {
+                self.draining = Drain::Last;
+            }
+        }
+    }
+
+    /// Calls the engine for a frame, or for the messages of a batch.
+    fn frame(&mut self, frame: Bytes, cx: &mut Context<'_>) -> Slot<'a> {
+        let frame = if frame.len() <= COPIED {
+            Bytes::copy_from_slice(&frame)
+        } else {
+            self.shrink();
+            frame
+        };
+        let mut slot = match Batch::take(&frame) {
+            Taken::NoBatch => Slot::One(Message::start(&self.source, frame)),
+            Taken::Batch(batch) => Slot::Batch(batch),
+            Taken::TooMany => {
+                let why = format!("the batch holds more than {} messages; send it in parts", batch::MAX_MESSAGES);
+                return self.refuse(&frame, &Refusal::Unreadable(why), Outcome::Unreadable);
+            }
+        };
+        if let Some(wait) = slot.poll(&self.source, cx) {
+            self.slowed_until = Some(Instant::now() + wait.min(SLOWEST));
+        }
+        slot
+    }
+
+    /// Refused here, without the engine.
+    fn refuse(&self, head: &[u8], refusal: &Refusal, outcome: Outcome) -> Slot<'a> {
+        self.source.meters.answered(outcome);
+        Slot::Done(acknowledge(head, None, &Verdict::Refused(refusal)))
+    }
+
+    /// Lets the allocation of a large frame go: the rest of the buffer must not hold it.
+    fn shrink(&mut self) {
+        let mut small = BytesMut::with_capacity(self.read.len() + READ);
+        small.extend_from_slice(&self.read);
+        self.read = small;
+    }
+
+    fn has_room(&self) -> bool {
+        let held: usize = self.slots.iter().map(Slot::len).sum();
+        self.slots.len() < MAX_IN_FLIGHT && held <= LARGE && !self.slots.back().is_some_and(Slot::holds_back)
+    }
+
+    /// Does the node take messages, and is the sender within its rate?
+    fn may_take(&mut self, cx: &mut Context<'_>) -> bool {
+        if let Some(until) = self.slowed_until {
+            if Instant::now() < until {
+                return false;
+            }
+            self.slowed_until = None;
+        }
+        if self.reopened.is_none() && self.source.intake.open() {
+            return true;
+        }
+        let intake = self.source.intake;
+        let reopened = self.reopened.get_or_insert_with(|| intake.wait_open());
+        let open = reopened.as_mut().poll(cx).is_ready();
+        if open {
+            self.reopened = None;
+        }
+        open
+    }
+
+    fn is_large(&self) -> bool {
+        (self.decoder.in_frame() && self.read.len() > LARGE) || self.slots.iter().map(Slot::len).sum::<usize>() > LARGE
+    }
+
+    /// May a frame that is growing large go on growing?
+    fn may_be_large(&mut self, cx: &mut Context<'_>) -> bool {
+        // Waiting in the queue goes on until there is a permit: one granted to a connection that no longer asks would be lost.
+        if self.large.is_some() || !(self.decoder.in_frame() && self.read.len() > LARGE) {
+            return true;
+        }
+        match self.large_queue.poll_acquire(cx) {
+            Poll::Ready(permit) => {
+                // `None` only for a closed semaphore, which this one never is.
+                self.large = permit;
+                true
+            }
+            Poll::Pending => false,
+        }
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let want = if self.read.len() >= READ { READ_LARGE } else { READ / 2 };
+        if self.read.capacity() - self.read.len() < want {
+            self.read.reserve(want);
+        }
+        if self.read.len() < READ && self.read.capacity() > LARGE {
+            // What is left of a frame that was skipped.
+            self.shrink();
+        }
+        let polled = poll_read_buf(Pin::new(&mut self.io), cx, &mut self.read);
+        if matches!(polled, Poll::Ready(Ok(_))) {
+            self.clock.active();
+        }
+        polled
+    }
+
+    /// Applies the time limits; arms the timer for the next one.
+    fn poll_time(&mut self, reading: bool, cx: &mut Context<'_>) -> Option<Step> {
+        if self.slowed_until.is_some_and(|until| Instant::now() >= until) {
+            self.slowed_until = None;
+            self.clock.fired = true;
+            return None;
+        }
+        let config = &self.server.config;
+        let awaits_cr = reading && self.decoder.awaits_cr(&self.read);
+        let frame = self.clock.frame.filter(|_| reading).map(|begun| begun + config.frame_timeout);
+        let idle = (reading && !config.idle_timeout.is_zero() && self.slots.is_empty() && frame.is_none())
+            .then(|| self.clock.last + config.idle_timeout);
+        let cr = awaits_cr.then(|| self.clock.last + CR_WITHIN);
+        let drain = match self.draining {
+            Drain::FrameUntil(until) => Some(until),
+            _ => None,
+        };
+        let next = [frame, idle, cr, drain, self.slowed_until].into_iter().flatten().min()?;
+        if !self.clock.poll_at(next, cx) {
+            return None;
+        }
+        let passed = |limit: Option<Instant>| limit.is_some_and(|limit| Instant::now() >= limit);
+        if passed(drain) {
+            self.draining = Drain::Last;
+        }
+        if passed(frame) {
+            return Some(Step::Cut(Cut::FrameTimeout, "a begun frame did not end within frame_timeout"));
+        }
+        if passed(idle) {
+            return Some(Step::Cut(Cut::IdleTimeout, "idle for longer than idle_timeout"));
+        }
+        None
+    }
+
+    /// Writes the replies there are.
+    async fn flush(&mut self) -> Result<(), Option<(Cut, &'static str)>> {
+        if self.write.is_empty() {
+            return Ok(());
+        }
+        let written = timeout(self.server.config.frame_timeout, async {
+            self.io.write_all(&self.write).await?;
+            self.io.flush().await
+        });
+        match written.await {
+            Ok(Ok(())) => {
+                self.write.clear();
+                Ok(())
+            }
+            Ok(Err(_)) => Err(None),
+            Err(_) => Err(Some((Cut::WriteStalled, "the sender does not take its acknowledgments"))),
+        }
+    }
+
+    /// The drain's end: the last replies and the end of the stream in one segment, so that a sender that has its acknowledgment
+    /// sees at once that no more may be sent here. What it sends all the same is not acknowledged, so it will send it
+    /// elsewhere; it is read and dropped, because closing over unread bytes would reset the connection and with it the reply.
+    async fn finish(mut self) {
+        if !self.write.is_empty() {
+            // Without the option the two leave in two segments, which is less good but no error.
+            let _ = socket2::SockRef::from(self.io.tcp()).set_tcp_cork(true);
+        }
+        if let Err(cut) = self.flush().await {
+            return self.end(cut);
+        }
+        let _ = timeout(LINGER, async {
+            self.io.shutdown().await?;
+            self.read = BytesMut::zeroed(READ);
+            while self.io.read(&mut self.read).await? > 0 {}
+            io::Result::Ok(())
+        })
+        .await;
+    }
+}

@@ -1,0 +1,207 @@
+//! Carrying unfinished transactions out of a segment that is to be removed: each is written again, body included, in the
+//! present segment.
+
+use super::catalog::Segment;
+use super::codec;
+use super::core::Core;
+use super::log::record;
+use super::queue::Record;
+use super::read::{self, ReadError};
+use super::retention::RetentionError;
+use super::sql::{FileError, from_sql};
+use super::ticket::{Promise, Ticket};
+use super::view;
+use super::view_row::{ViewRow, status_number};
+use crate::engine::fact::{BodyRef, Fact, Seq, Status, What};
+use crate::engine::ports::{Append, LogError};
+use bytes::Bytes;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// Transactions on their way at the same time.
+const WINDOW: usize = 128;
+/// How long the views may take to see what was carried.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Unfinished transactions of younger segments with pieces of their bodies in this one.
+fn leaning(core: &Core, segment: &Segment) -> Result<Vec<(Arc<Segment>, Seq)>, FileError> {
+    let mut found = Vec::new();
+    for younger in core.catalog.all().into_iter().filter(|s| s.first > segment.first) {
+        if !younger.view.exists() {
+            // Nothing of it is folded, and everything committed is: it is empty.
+            continue;
+        }
+        let seqs = core.with_view(&younger, |conn| {
+            let mut statement = conn.prepare("SELECT seq FROM tx WHERE open = 1 AND piece <= ?1")?;
+            let seqs = statement.query_map([super::sql::to_sql(segment.end())], |r| r.get(0).map(from_sql))?;
+            Ok(seqs.collect::<Result<Vec<Seq>, _>>()?)
+        })?;
+        found.extend(seqs.into_iter().filter(|seq| core.homes.now(*seq) == *seq).map(|seq| (younger.clone(), seq)));
+    }
+    Ok(found)
+}
+
+/// Bytes of bodies of a segment's unfinished transactions, as received.
+pub fn bytes_open(core: &Core, segment: &Segment) -> Result<u64, FileError> {
+    core.with_view(segment, |conn| {
+        let sum: i64 = conn.query_row("SELECT coalesce(sum(body_len + 512), 0) FROM tx WHERE open = 1", [], |r| r.get(0))?;
+        Ok(sum as u64)
+    })
+}
+
+/// Numbers of the transactions in a segment that something still has to happen to.
+pub fn open(core: &Core, segment: &Segment, unknown: bool) -> Result<Vec<Seq>, FileError> {
+    let mut found = core.with_view(segment, |conn| {
+        let mut open = conn.prepare("SELECT seq FROM tx WHERE open = 1")?;
+        let mut seqs = open.query_map([], |r| r.get(0).map(from_sql))?.collect::<Result<Vec<Seq>, _>>()?;
+        if unknown {
+            let mut odd = conn.prepare("SELECT seq FROM tx WHERE status > 1 AND status = ?1")?;
+            for seq in odd.query_map([status_number(Status::Unknown)], |r| r.get(0).map(from_sql))? {
+                seqs.push(seq?);
+            }
+        }
+        Ok(seqs)
+    })?;
+    found.sort_unstable();
+    found.dedup();
+    found.retain(|seq| core.homes.now(*seq) == *seq);
+    Ok(found)
+}
+
+/// Carries everything unfinished (and, with `unknown`, what an operator may still want to run again). Gives how many;
+/// when this returns, the views show them under their new numbers, and nothing unfinished needs the segment any more.
+pub fn carry(core: &Core, segment: &Arc<Segment>, unknown: bool) -> Result<u64, RetentionError> {
+    segment.set_leaving(true);
+    let carried = carry_all(core, segment, unknown);
+    if carried.is_err() {
+        segment.set_leaving(false);
+    }
+    carried
+}
+
+fn carry_all(core: &Core, segment: &Arc<Segment>, unknown: bool) -> Result<u64, RetentionError> {
+    // Every group that began before the segment was leaving is through.
+    pass_through(core);
+    see(core, core.committed())?;
+    let mut all: Vec<(Arc<Segment>, Seq)> = open(core, segment, unknown)?.into_iter().map(|seq| (segment.clone(), seq)).collect();
+    all.extend(leaning(core, segment)?);
+    let mut waiting: Vec<Arc<Ticket>> = Vec::new();
+    let mut last = 0;
+    let mut count = 0;
+    for (home, seq) in &all {
+        if waiting.len() >= WINDOW {
+            for ticket in waiting.drain(..) {
+                last = ticket.wait()?;
+            }
+        }
+        // What the view says includes every fact up to here.
+        let as_of = core.folded.get();
+        let row = core.with_view(home, |conn| {
+            let mut statement = conn.prepare(&format!("SELECT {} FROM tx WHERE seq = ?1", view::COLUMNS))?;
+            Ok(statement.query_row([*seq as i64], |r| view::row(conn, r))?)
+        })?;
+        if let Some(ticket) = carry_one(core, &row, as_of)? {
+            waiting.push(ticket);
+            count += 1;
+        }
+    }
+    for ticket in waiting {
+        last = ticket.wait()?;
+    }
+    see(core, last)?;
+    Ok(count)
+}
+
+/// Waits until everything queued so far has been dealt with: sends an empty record after it.
+pub fn pass_through(core: &Core) {
+    let through = Arc::new(Ticket::default());
+    if push(core, Record { ticket: Some(Promise::new(&through)), ..Record::default() }).is_ok() {
+        // Its own failure means the same: the writer has come to it.
+        let _ = through.wait();
+    }
+}
+
+/// Waits until the views go up to `seq`.
+fn see(core: &Core, seq: Seq) -> Result<(), RetentionError> {
+    core.folded.hurry.store(true, Ordering::Release);
+    core.folder_bell.ring();
+    if core.folded.wait_for(seq, Instant::now() + PATIENCE) { Ok(()) } else { Err(RetentionError::Behind) }
+}
+
+/// One transaction; `None` when its bytes cannot be read, which is told.
+fn carry_one(core: &Core, row: &ViewRow, as_of: Seq) -> Result<Option<Arc<Ticket>>, RetentionError> {
+    let lost = |why: &str| {
+        core.problems.add("carry", format!("transaction {} could not be carried out of its segment: {why}", row.id));
+        Ok(None)
+    };
+    let (mut accepted, first) = match read::fact(core, row.seq).map(|fact| fact.map(|f| f.what)) {
+        Ok(Some(What::Accepted(accepted))) => (accepted, row.seq),
+        Ok(Some(What::Carried { accepted, first, from, .. })) => (accepted, if first == 0 { from } else { first }),
+        Ok(_) => return lost("its accept fact is not readable"),
+        Err(FileError::Damaged(e)) => return lost(&e.0),
+        Err(e) => return Err(e.into()),
+    };
+    let mut body = None;
+    match accepted.body.clone() {
+        BodyRef::None => {}
+        BodyRef::Own | BodyRef::OwnTransient => {
+            let transient = accepted.body == BodyRef::OwnTransient;
+            match read::piece(core, row.seq, transient) {
+                Ok(bytes) => body = Some(bytes),
+                Err(ReadError::File(e @ FileError::Sql(_))) => return Err(e.into()),
+                Err(e) => return lost(&e.to_string()),
+            }
+        }
+        BodyRef::Chunks { seqs, transient } => {
+            let mut fresh = Vec::with_capacity(seqs.len());
+            for piece in seqs {
+                match read::piece(core, piece, transient) {
+                    Ok(bytes) => fresh.push(push_piece(core, bytes, transient)?),
+                    Err(ReadError::File(e @ FileError::Sql(_))) => return Err(e.into()),
+                    Err(e) => return lost(&e.to_string()),
+                }
+            }
+            accepted.body = BodyRef::Chunks { seqs: fresh, transient };
+        }
+    }
+    let routes = row.fold.routes.iter().map(|r| (r.name.clone(), r.progress)).collect();
+    let what = What::Carried { accepted, from: row.seq, first, routes, as_of };
+    let fact = Fact { id: row.id, home: 0, at: super::core::now_ms(), what };
+    let mut record = record(core, Append { fact, body, deliver: false })?;
+    let ticket = Arc::new(Ticket::default());
+    record.ticket = Some(Promise::new(&ticket));
+    let home = push(core, record)?;
+    // What the carried fact itself does not say, so that the younger segment alone tells it all.
+    if let Some(status) = row.fold.responded {
+        push_fact(core, row, home, What::Responded { status, headers: Vec::new(), body: BodyRef::None, len: 0 })?;
+    }
+    if row.fold.unknown {
+        push_fact(core, row, home, What::Unknown)?;
+    }
+    Ok(Some(ticket))
+}
+
+fn push_fact(core: &Core, row: &ViewRow, home: Seq, what: What) -> Result<Seq, LogError> {
+    let fact = Fact { id: row.id, home, at: row.fold.changed, what };
+    push(core, record(core, Append { fact, body: None, deliver: false })?)
+}
+
+fn push_piece(core: &Core, bytes: Bytes, transient: bool) -> Result<Seq, LogError> {
+    let compress_from = usize::try_from(core.config.compress_from.as_u64()).unwrap_or(usize::MAX);
+    push(core, Record { body: Some(codec::body_row(bytes, compress_from)), transient, ..Record::default() })
+}
+
+/// Queues a record, waiting for space: appenders get theirs in between.
+fn push(core: &Core, mut record: Record) -> Result<Seq, LogError> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match core.queue.push(record) {
+            Ok(seq) => return Ok(seq),
+            Err(_) if core.queue.is_closed() => return Err(LogError::Failed("the ledger is closing".into())),
+            Err(_) if Instant::now() >= deadline => return Err(LogError::Busy),
+            Err(back) => record = *back,
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}

@@ -1,0 +1,86 @@
+//! What happens when a file turns out to be damaged: logs are set aside, views are made again, and it is said.
+
+use super::catalog::{Segment, sync_dir};
+use super::core::Core;
+use super::sql::FileError;
+use crate::engine::fact::Seq;
+use crate::telemetry::ledger as event;
+use std::path::{Path, PathBuf};
+
+/// Folder under the ledger's for files that cannot be used. Nothing is ever deleted from it.
+pub const QUARANTINE: &str = "quarantine";
+
+/// Short name of a file, for messages.
+pub fn name(path: &Path) -> String {
+    path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned())
+}
+
+/// Moves a segment's files aside. Its transactions are not found any more; all others are.
+pub fn quarantine(core: &Core, segment: &Segment, error: &str) {
+    core.catalog.remove(segment.first);
+    segment.set_gone();
+    core.pool.forget(&segment.log);
+    core.pool.forget(&segment.view);
+    let moved = set_aside(&core.dir, &segment.files());
+    say(core, &segment.log, error, moved);
+}
+
+/// Moves files into the quarantine folder.
+pub fn set_aside(dir: &Path, files: &[PathBuf]) -> std::io::Result<()> {
+    let quarantine = dir.join(QUARANTINE);
+    std::fs::create_dir_all(&quarantine)?;
+    for file in files.iter().filter(|f| f.exists()) {
+        let mut target = quarantine.join(file.file_name().unwrap_or_default());
+        // An earlier file of that name stays.
+        for n in 1.. {
+            if !target.exists() {
+                break;
+            }
+            target = quarantine.join(format!("{}.{n}", name(file)));
+        }
+        std::fs::rename(file, target)?;
+    }
+    sync_dir(&quarantine)?;
+    sync_dir(dir)
+}
+
+fn say(core: &Core, log: &Path, error: &str, moved: std::io::Result<()>) {
+    let file = name(log);
+    let action = match moved {
+        Ok(()) => format!("moved to {QUARANTINE}/; restore it from a backup or try `sqlite3 {file} .recover`"),
+        Err(e) => format!("could not be moved to {QUARANTINE}/ ({e}); it is not used"),
+    };
+    event::DamageFound { file: &file, error, action: &action }.emit();
+    core.problems.add(&file, format!("damaged: {error}; {action}"));
+}
+
+/// A segment's view cannot be used: the folder makes it again.
+pub fn view(core: &Core, first: Seq, error: &str) {
+    let mut asked = core.rebuild.lock().unwrap_or_else(|e| e.into_inner());
+    if !asked.contains(&first) {
+        asked.push(first);
+        event::DamageFound { file: &format!("view-{first:020}.db"), error, action: "made again from the log" }.emit();
+    }
+    drop(asked);
+    core.folder_bell.ring();
+}
+
+/// Reading something under `seq` failed: damage is told, the rest of the file stays in use.
+pub fn noticed(core: &Core, seq: Seq, error: &FileError) {
+    let FileError::Damaged(error) = error else { return };
+    let file = core.catalog.holding(seq).map_or_else(|| "transient".to_owned(), |s| name(&s.log));
+    let action = "what can be read stays in use; restore the file from a backup";
+    event::DamageFound { file: &file, error: &error.0, action }.emit();
+    core.problems.add(&file, format!("damaged in part: {error}; {action}"));
+}
+
+/// A closed segment's file of keys is damaged: the view has the same keys, less quickly.
+pub fn keys(core: &Core, segment: &Segment, error: &FileError) {
+    if let FileError::Damaged(error) = error {
+        event::DamageFound { file: &name(&segment.filter), error: &error.0, action: "removed; made again from the view" }.emit();
+        // The folder makes it again; until then, and when this fails, searches use the view.
+        let _ = std::fs::remove_file(&segment.filter);
+        core.incomplete.lock().unwrap_or_else(|e| e.into_inner()).push(segment.first);
+        core.folder_bell.ring();
+    }
+}

@@ -1,0 +1,104 @@
+//! What the writer does when a commit fails: nothing in it happened, everybody is told, and what nobody waits for is
+//! tried again.
+
+use super::codec::kind;
+use super::core::Core;
+use super::queue::Record;
+use super::ticket;
+use crate::engine::fact::Seq;
+use crate::engine::ports::LogError;
+use crate::telemetry::ledger as event;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// Ranges of lost pieces remembered. When more fail, neighbours are joined: an accept fact may then be refused that need
+/// not be, which is safe.
+const RANGES: usize = 64;
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// The state of failing.
+#[derive(Default)]
+pub struct Failure {
+    failing: bool,
+    losing: bool,
+    /// Numbers in groups that failed: a fact that refers to a piece among them must fail too.
+    lost: Vec<(Seq, Seq)>,
+}
+
+impl Failure {
+    /// Takes accept facts out of a group whose bodies are not all there, and tells their waiters. Other facts stay: that
+    /// a message was delivered is worth more than the receiver's answer.
+    pub fn refuse_broken(&mut self, core: &Core, mut group: Vec<Record>) -> Vec<Record> {
+        let Some(first) = group.first().map(|r| r.seq) else { return group };
+        let is_accept = |r: &Record| r.fact.as_ref().is_some_and(|f| matches!(f.kind, kind::ACCEPTED | kind::CARRIED));
+        if !group.iter().any(|r| is_accept(r) && !r.pieces.is_empty()) {
+            return group;
+        }
+        let broken = |r: &mut Record| {
+            // Pieces of this very group are written with it.
+            let earlier: Vec<Seq> = r.pieces.iter().copied().filter(|p| *p < first).collect();
+            let lost = earlier.iter().any(|p| self.lost.iter().any(|(a, b)| (a..=b).contains(&p)));
+            let gone = if r.holds_transient {
+                !core.transients.has_all(&earlier)
+            } else {
+                earlier.iter().any(|p| core.catalog.holding(*p).is_none_or(|s| s.is_leaving()))
+            };
+            is_accept(r) && (lost || gone)
+        };
+        let bad: Vec<Record> = group.extract_if(.., broken).collect();
+        let error = LogError::Failed("a piece of the body is not in the store; it must be sent again".into());
+        ticket::tell(bad.into_iter().filter_map(|r| Some((r.ticket?, Err(error.clone())))));
+        group
+    }
+
+    /// The whole group failed.
+    pub fn group_failed(&mut self, core: &Core, group: Vec<Record>, error: &LogError) {
+        event::CommitFailed { records: group.len(), error: &error.to_string(), first: !self.failing }.emit();
+        self.failing = true;
+        core.problems.add("log", format!("commits fail: {error}; senders are refused until it works again"));
+        if group.iter().any(|r| r.fact.is_none())
+            && let (Some(first), Some(last)) = (group.first(), group.last())
+        {
+            self.remember(first.seq, last.seq);
+        }
+        let mut told = Vec::new();
+        for mut record in group {
+            match record.ticket.take() {
+                Some(ticket) => told.push((ticket, Err(error.clone()))),
+                None if record.fact.is_some() && core.queue.push_later(record).is_err() => {
+                    core.lost_later.fetch_add(1, Ordering::Relaxed);
+                    event::LaterLost { first: !self.losing }.emit();
+                    self.losing = true;
+                }
+                None => {}
+            }
+        }
+        ticket::tell(told.into_iter());
+    }
+
+    /// A commit worked.
+    pub fn over(&mut self, core: &Core) {
+        if self.failing {
+            self.failing = false;
+            self.losing = false;
+            core.problems.clear("log");
+            event::CommitRecovered.emit();
+        }
+    }
+
+    /// Rests, so that a failing disk is not asked in a tight loop.
+    pub fn pause(&self) {
+        std::thread::sleep(PAUSE);
+    }
+
+    fn remember(&mut self, first: Seq, last: Seq) {
+        match self.lost.last_mut() {
+            Some((_, end)) if *end + 1 == first => *end = last,
+            _ => self.lost.push((first, last)),
+        }
+        if self.lost.len() > RANGES {
+            let (_, end) = self.lost.remove(1);
+            self.lost[0].1 = end;
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! The ledger's own small notes, in one file that is replaced atomically: how far the views are durable, and the
+//! highest number known, so that numbers rise even when the newest log is lost.
+
+use super::catalog::sync_dir;
+use crate::engine::fact::Seq;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::path::Path;
+
+const NAME: &str = "marks.json";
+
+/// The notes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Marks {
+    /// Every fact up to this number is in views that are on stable storage.
+    pub folded: Seq,
+    /// No number above this one was used when the notes were made.
+    pub high: Seq,
+    /// Closed logs: first number to length and time of change (Unix nanoseconds).
+    pub closed: BTreeMap<Seq, (u64, i64)>,
+}
+
+impl Marks {
+    /// Reads the notes; missing or unreadable ones are as new: the views are then made from the logs.
+    pub fn load(dir: &Path) -> Self {
+        std::fs::read(dir.join(NAME)).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+    }
+
+    /// Replaces the notes, durably.
+    pub fn save(&self, dir: &Path) -> io::Result<()> {
+        let new = dir.join(format!("{NAME}.new"));
+        let mut file = std::fs::File::create(&new)?;
+        file.write_all(&serde_json::to_vec(self)?)?;
+        file.sync_all()?;
+        std::fs::rename(&new, dir.join(NAME))?;
+        sync_dir(dir)
+    }
+}

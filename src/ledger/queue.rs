@@ -1,0 +1,244 @@
+//! What waits for the log's writer: bounded by bytes, numbered on entry.
+//!
+//! A record gets its sequence number here, under the lock, so that the order of the queue is the order of the log and
+//! a piece of a large body has its number before it is written.
+
+use super::codec::{BodyRow, FactRow};
+use super::ticket::Promise;
+use crate::engine::fact::{Accepted, Seq};
+use bytes::Bytes;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+
+/// Memory of a record besides its data.
+const RECORD_OVERHEAD: usize = 256;
+/// Pieces of large bodies fill this part of the limit only: a deeper queue makes them no faster, only larger in memory.
+const PIECES_PART: usize = 8;
+/// Records without a waiter may fill this many times the limit while the store fails; then they are lost, and counted.
+const LATER_FACTOR: usize = 2;
+
+/// An accept fact on its way to the [`CommitSink`](crate::engine::ports::CommitSink).
+pub struct Delivering {
+    pub accepted: Box<Accepted>,
+    pub body: Option<Bytes>,
+}
+
+/// One thing to write: a fact, a body, or both under the same number.
+#[derive(Default)]
+pub struct Record {
+    pub seq: Seq,
+    pub fact: Option<FactRow>,
+    pub body: Option<BodyRow>,
+    /// The body goes into the short-lived segments.
+    pub transient: bool,
+    /// Pieces that the fact refers to.
+    pub pieces: Box<[Seq]>,
+    /// An accept fact whose body lies in short-lived segments: they stay until it is finished.
+    pub holds_transient: bool,
+    /// For a carried fact: the number it had.
+    pub carried_from: Option<Seq>,
+    pub deliver: Option<Delivering>,
+    pub ticket: Option<Promise>,
+    /// A piece's share of the memory for pieces; given back when the record is dropped.
+    pub _share: Option<OwnedSemaphorePermit>,
+}
+
+impl Record {
+    /// Memory it holds.
+    pub fn bytes(&self) -> usize {
+        let fact = self.fact.as_ref().map_or(0, |f| f.data.len());
+        let stored = self.body.as_ref().map_or(0, |b| b.data.len());
+        // A compressed body is beside the one that is handed on.
+        let handed_on = match (&self.deliver, &self.body) {
+            (Some(d), Some(b)) if b.data.len() < b.len => d.body.as_ref().map_or(0, Bytes::len),
+            _ => 0,
+        };
+        RECORD_OVERHEAD + fact + stored + handed_on
+    }
+}
+
+struct Inner {
+    records: VecDeque<Record>,
+    next_seq: Seq,
+    closed: bool,
+    /// The writer sleeps until so many records are here; 0: it is awake.
+    wanted: usize,
+}
+
+/// The queue.
+pub struct Queue {
+    inner: Mutex<Inner>,
+    wake: Condvar,
+    limit: usize,
+    /// Bytes queued and in the writer's hands.
+    bytes: AtomicUsize,
+    space: Notify,
+    /// Memory for pieces of large bodies, in KiB.
+    pieces: Arc<Semaphore>,
+    pieces_kib: usize,
+    /// Somebody waits for space.
+    starved: AtomicBool,
+}
+
+impl Queue {
+    /// `next_seq` is the number of the first record; `limit` in bytes.
+    pub fn new(next_seq: Seq, limit: usize) -> Self {
+        let pieces_kib = (limit / PIECES_PART / 1024).max(1);
+        let inner = Inner { records: VecDeque::new(), next_seq, closed: false, wanted: 0 };
+        Self {
+            inner: Mutex::new(inner),
+            wake: Condvar::new(),
+            limit,
+            bytes: AtomicUsize::new(0),
+            space: Notify::new(),
+            pieces: Arc::new(Semaphore::new(pieces_kib)),
+            pieces_kib,
+            starved: AtomicBool::new(false),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Nothing in the critical sections panics between two writes, so the contents are sound.
+        self.inner.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Takes a record if there is space; gives its number, or the record back.
+    pub fn push(&self, record: Record) -> Result<Seq, Box<Record>> {
+        self.push_up_to(record, self.limit)
+    }
+
+    /// As [`Queue::push`], for records that nobody waits for and that should not be lost.
+    pub fn push_later(&self, record: Record) -> Result<Seq, Box<Record>> {
+        self.push_up_to(record, self.limit.saturating_mul(LATER_FACTOR))
+    }
+
+    /// Waits for a piece's share of memory; `None` when `patience` ran out.
+    pub async fn share(&self, bytes: usize, patience: Duration) -> Option<OwnedSemaphorePermit> {
+        let kib = u32::try_from(bytes.div_ceil(1024).clamp(1, self.pieces_kib)).unwrap_or(u32::MAX);
+        tokio::time::timeout(patience, self.pieces.clone().acquire_many_owned(kib)).await.ok()?.ok()
+    }
+
+    fn push_up_to(&self, mut record: Record, limit: usize) -> Result<Seq, Box<Record>> {
+        let n = record.bytes();
+        let mut inner = self.lock();
+        let held = self.bytes.load(Ordering::Relaxed);
+        if inner.closed || (held > 0 && held + n > limit) {
+            return Err(Box::new(record));
+        }
+        self.bytes.fetch_add(n, Ordering::Relaxed);
+        let seq = inner.next_seq;
+        inner.next_seq += 1;
+        record.seq = seq;
+        inner.records.push_back(record);
+        let wake = inner.wanted > 0 && inner.records.len() >= inner.wanted;
+        if wake {
+            inner.wanted = 0;
+        }
+        drop(inner);
+        if wake {
+            self.wake.notify_one();
+        }
+        Ok(seq)
+    }
+
+    /// As [`Queue::push`], waiting for space; the record back when the queue was closed or `patience` ran out.
+    pub async fn push_waiting(&self, mut record: Box<Record>, patience: Duration) -> Result<Seq, Box<Record>> {
+        let deadline = tokio::time::Instant::now() + patience;
+        loop {
+            let mut freed = std::pin::pin!(self.space.notified());
+            freed.as_mut().enable();
+            self.starved.store(true, Ordering::SeqCst);
+            match self.push(*record) {
+                Ok(seq) => return Ok(seq),
+                Err(back) => record = back,
+            }
+            if self.is_closed() || tokio::time::timeout_at(deadline, freed).await.is_err() {
+                return Err(record);
+            }
+        }
+    }
+
+    /// Moves everything that waits to the empty `records`, in order, as soon as there is something; false when the queue
+    /// is closed and empty.
+    pub fn take(&self, records: &mut VecDeque<Record>) -> bool {
+        let mut inner = self.lock();
+        loop {
+            if !inner.records.is_empty() {
+                std::mem::swap(records, &mut inner.records);
+                return true;
+            }
+            if inner.closed {
+                return false;
+            }
+            inner.wanted = 1;
+            inner = self.wake.wait(inner).unwrap_or_else(|e| e.into_inner());
+            inner.wanted = 0;
+        }
+    }
+
+    /// Waits until `count` records are here, the queue is closed, or `until`, and moves them to the end of `records`.
+    pub fn take_when(&self, count: usize, until: Instant, records: &mut VecDeque<Record>) {
+        let mut inner = self.lock();
+        while inner.records.len() < count && !inner.closed {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            inner.wanted = count;
+            inner = self.wake.wait_timeout(inner, left).unwrap_or_else(|e| e.into_inner()).0;
+            inner.wanted = 0;
+        }
+        records.append(&mut inner.records);
+    }
+
+    /// How many wait now.
+    pub fn len(&self) -> usize {
+        self.lock().records.len()
+    }
+
+    /// Moves what has arrived meanwhile to the end of `records`.
+    pub fn take_more(&self, records: &mut VecDeque<Record>) {
+        let mut inner = self.lock();
+        records.append(&mut inner.records);
+    }
+
+    /// The writer has dealt with so many bytes.
+    pub fn release(&self, bytes: usize) {
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        if self.starved.swap(false, Ordering::SeqCst) {
+            self.space.notify_waiters();
+        }
+    }
+
+    /// The number that the next record will get.
+    pub fn next_seq(&self) -> Seq {
+        self.lock().next_seq
+    }
+
+    /// Bytes queued and in the writer's hands.
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Takes nothing more; the writer ends when it has written what is there.
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.wake.notify_all();
+        self.space.notify_waiters();
+    }
+
+    /// Nobody will write any more: what still waits is told so.
+    pub fn abandon(&self) {
+        self.close();
+        let left = std::mem::take(&mut self.lock().records);
+        drop(left);
+    }
+
+    /// Is it closed?
+    pub fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+}

@@ -1,0 +1,130 @@
+//! What the engine needs at start: the unfinished transactions, and the latest messages for the resend window. Both come
+//! from the views, which are up to date by then, so that the time depends on what is pending, not on what is stored.
+
+use super::carry;
+use super::catalog::Segment;
+use super::codec::kind;
+use super::core::{Core, now_ms};
+use super::read;
+use super::sql::{FileError, to_sql};
+use super::view;
+use super::view_row::ViewRow;
+use crate::engine::fact::{BodyRef, Seq, What};
+use crate::engine::ports::{Recent, Unfinished};
+use crate::message::MessageId;
+use rusqlite::OptionalExtension;
+
+/// The row of a transaction in the segment's view.
+pub fn row(core: &Core, segment: &Segment, seq: Seq) -> Result<Option<ViewRow>, FileError> {
+    core.with_view(segment, |conn| {
+        let mut statement = conn.prepare(&format!("SELECT {} FROM tx WHERE seq = ?1", view::COLUMNS))?;
+        Ok(statement.query_row([to_sql(seq)], |r| view::row(conn, r)).optional()?)
+    })
+}
+
+/// Numbers of a segment's unfinished transactions, each after the number under which it was first accepted.
+fn by_arrival(core: &Core, segment: &Segment) -> Result<Vec<(Seq, Seq)>, FileError> {
+    let open = carry::open(core, segment, false)?;
+    core.with_log(segment, |conn| {
+        let mut carried = conn.prepare("SELECT 1 FROM facts WHERE seq = ?1 AND kind = ?2")?;
+        let mut found = Vec::with_capacity(open.len());
+        for seq in open {
+            let mut first = seq;
+            if carried.exists(rusqlite::params![to_sql(seq), kind::CARRIED])?
+                && let Some(What::Carried { first: known, from, .. }) = read::fact_on(conn, seq)?.map(|fact| fact.what)
+            {
+                first = if known == 0 { from } else { known };
+            }
+            found.push((first, seq));
+        }
+        Ok(found)
+    })
+}
+
+/// Every unfinished transaction, in the order in which they first arrived: carrying gives the oldest the youngest numbers.
+/// Those whose accept fact cannot be read are told as problems.
+pub fn unfinished(core: &Core, each: &mut dyn FnMut(Unfinished)) -> Result<(), FileError> {
+    let mut order = Vec::new();
+    for segment in core.catalog.all() {
+        order.extend(by_arrival(core, &segment)?);
+    }
+    order.sort_unstable();
+    for seq in order.into_iter().map(|(_, seq)| seq) {
+        let Some(segment) = core.catalog.holding(seq) else { continue };
+        let Some(row) = row(core, &segment, seq)? else { continue };
+        let accepted = match read::accepted(core, seq) {
+            Ok(Some(accepted)) => *accepted,
+            Ok(None) => {
+                core.problems
+                    .add("recovery", format!("transaction {} is unfinished and its accept fact is not readable", row.id));
+                continue;
+            }
+            Err(e) => {
+                super::damage::noticed(core, seq, &e);
+                continue;
+            }
+        };
+        match &accepted.body {
+            BodyRef::OwnTransient => core.transients.hold(seq, &[seq]),
+            BodyRef::Chunks { seqs, transient: true } => core.transients.hold(seq, seqs),
+            _ => {}
+        }
+        let mut routes = row.fold.progress();
+        routes.truncate(accepted.routes.len());
+        each(Unfinished { seq, accepted, routes });
+    }
+    Ok(())
+}
+
+/// The latest messages that have a resend key, oldest of them first.
+pub fn recent(core: &Core, each: &mut dyn FnMut(Recent)) -> Result<(), FileError> {
+    let window = i64::try_from(core.config.resend_window.as_millis()).unwrap_or(i64::MAX);
+    let since = now_ms().saturating_sub(window);
+    let mut wanted = core.config.resend_entries;
+    // Newest first, to find where the window begins.
+    let mut parts: Vec<(std::sync::Arc<Segment>, Seq)> = Vec::new();
+    for segment in core.catalog.all().into_iter().rev() {
+        if wanted == 0 {
+            break;
+        }
+        let (from, found, reached) = core.with_view(&segment, |conn| {
+            let mut statement = conn.prepare("SELECT seq, at FROM tx WHERE resend IS NOT NULL ORDER BY seq DESC")?;
+            let mut rows = statement.query([])?;
+            let (mut from, mut found, mut reached) = (Seq::MAX, 0, false);
+            while let Some(row) = rows.next()? {
+                if found >= wanted || row.get::<_, i64>(1)? < since {
+                    reached = true;
+                    break;
+                }
+                from = super::sql::from_sql(row.get(0)?);
+                found += 1;
+            }
+            Ok((from, found, reached))
+        })?;
+        parts.push((segment, from));
+        wanted -= found;
+        if reached {
+            break;
+        }
+    }
+    for (segment, from) in parts.into_iter().rev().filter(|(_, from)| *from != Seq::MAX) {
+        core.with_view(&segment, |conn| {
+            let mut statement =
+                conn.prepare("SELECT resend, hash, id, at, seq FROM tx WHERE seq >= ?1 AND resend IS NOT NULL ORDER BY seq")?;
+            let mut rows = statement.query([to_sql(from)])?;
+            while let Some(row) = rows.next()? {
+                let hash: Option<[u8; 16]> = row.get(1)?;
+                let id: [u8; 16] = row.get(2)?;
+                each(Recent {
+                    key: row.get::<_, i64>(0)? as u64,
+                    body_hash: hash.map_or(0, u128::from_be_bytes),
+                    id: MessageId(uuid::Uuid::from_bytes(id)),
+                    seq: super::sql::from_sql(row.get(4)?),
+                    at_ms: row.get(3)?,
+                });
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}

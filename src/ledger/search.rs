@@ -1,0 +1,282 @@
+//! Searches over all segments, newest first.
+
+use super::catalog::Segment;
+use super::codec::body_of;
+use super::core::Core;
+use super::damage;
+use super::keys;
+use super::query::{Detail, Query, Refused, Row, SearchError};
+use super::read;
+use super::recover;
+use super::sql::{FileError, from_sql, to_sql};
+use super::text;
+use super::view::{self, Key, NameCache, key_hash, meta};
+use super::view_row::{ViewRow, flag, status_number};
+use crate::engine::fact::{Seq, Status, What};
+use crate::message::MessageId;
+use rusqlite::types::Value;
+use rusqlite::{Connection, OptionalExtension, params_from_iter};
+use std::time::Instant;
+
+/// Rows fetched at a time where what follows may be slow.
+const PAGE: usize = 256;
+
+/// What has been found, and what may still be.
+struct Finding<'q> {
+    query: &'q Query,
+    until: Instant,
+    skip: usize,
+    rows: Vec<Row>,
+}
+
+impl Finding<'_> {
+    fn is_full(&self) -> bool {
+        self.rows.len() >= self.query.limit
+    }
+
+    fn add(&mut self, row: Row) {
+        if self.skip > 0 {
+            self.skip -= 1;
+        } else {
+            self.rows.push(row);
+        }
+    }
+
+    fn in_time(&mut self) -> Result<(), SearchError> {
+        if Instant::now() < self.until { Ok(()) } else { Err(SearchError::Deadline { found: std::mem::take(&mut self.rows) }) }
+    }
+}
+
+/// Transactions that match, newest first.
+pub fn search(core: &Core, query: &Query) -> Result<Vec<Row>, SearchError> {
+    if query.text.is_some() && (query.from_ms.is_none() || query.to_ms.is_none()) {
+        return Err(SearchError::TextNeedsTime);
+    }
+    let mut finding = Finding { query, until: Instant::now() + query.deadline, skip: query.offset, rows: Vec::new() };
+    let hashes = hashes(query);
+    for segment in core.catalog.all().into_iter().rev() {
+        if finding.is_full() {
+            break;
+        }
+        if query.before.is_some_and(|before| segment.first >= before) {
+            continue;
+        }
+        finding.in_time()?;
+        let result = match hashes.first() {
+            Some(hash) => keyed(core, &segment, *hash, &mut finding),
+            None => scan(core, &segment, &mut finding),
+        };
+        match result {
+            Ok(()) => {}
+            // Removed or set aside meanwhile.
+            Err(SearchError::File(_)) if segment.is_gone() => {}
+            // The folder has not come to it.
+            Err(SearchError::File(FileError::Absent)) if core.folded.get() < segment.first => {}
+            Err(SearchError::File(FileError::Absent)) => {
+                damage::view(core, segment.first, "missing");
+                return Err(SearchError::Rebuilding);
+            }
+            Err(SearchError::File(FileError::Damaged(d))) => {
+                core.pool.forget(&segment.view);
+                damage::view(core, segment.first, &d.0);
+                return Err(SearchError::Rebuilding);
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(finding.rows)
+}
+
+/// The keys of a query, the most telling first; all conditions are checked on each row anyway.
+fn hashes(query: &Query) -> Vec<i64> {
+    let mut hashes = Vec::new();
+    hashes.extend(query.id.map(|id| key_hash(Key::Id, id.as_bytes())));
+    hashes.extend(query.control_id.as_ref().map(|v| key_hash(Key::ControlId, v.as_bytes())));
+    hashes.extend(query.parent.map(|id| key_hash(Key::Parent, id.as_bytes())));
+    hashes.extend(query.patient.as_ref().map(|v| key_hash(Key::Patient, v.as_bytes())));
+    hashes
+}
+
+/// Numbers under a key in one segment, rising.
+fn numbers(core: &Core, segment: &Segment, hash: i64) -> Result<Vec<Seq>, FileError> {
+    if segment.is_sealed() && segment.filter.exists() {
+        match keys::find(&segment.filter, segment.first, hash) {
+            Ok(found) => return Ok(found),
+            Err(e) if segment.is_gone() => return Err(e),
+            // The view still has the runs that the file was made of.
+            Err(e) => damage::keys(core, segment, &e),
+        }
+    }
+    core.with_view(segment, |conn| {
+        let runs: i64 = conn.query_row("SELECT coalesce(max(run), 0) FROM keys", [], |r| r.get(0))?;
+        let mut statement = conn.prepare("SELECT seq FROM keys WHERE run = ?1 AND hash = ?2")?;
+        let mut found = Vec::new();
+        for run in 0..=runs {
+            for seq in statement.query_map([run, hash], |r| r.get(0).map(from_sql))? {
+                found.push(seq?);
+            }
+        }
+        found.sort_unstable();
+        found.dedup();
+        Ok(found)
+    })
+}
+
+fn keyed(core: &Core, segment: &Segment, hash: i64, finding: &mut Finding<'_>) -> Result<(), SearchError> {
+    for seq in numbers(core, segment, hash)?.into_iter().rev() {
+        if finding.is_full() {
+            break;
+        }
+        finding.in_time()?;
+        if let Some(row) = recover::row(core, segment, seq)?
+            && matches(core, finding.query, &row)?
+        {
+            finding.add(row.into());
+        }
+    }
+    Ok(())
+}
+
+/// Every condition on a row, those that need the log last.
+fn matches(core: &Core, query: &Query, row: &ViewRow) -> Result<bool, SearchError> {
+    let same = |wanted: &Option<String>, has: &str| wanted.as_deref().is_none_or(|w| w == has);
+    let head = &row.head;
+    let quick = row.flags() & flag::HIDDEN == 0
+        && core.homes.now(row.seq) == row.seq
+        && query.before.is_none_or(|before| row.seq < before)
+        && query.id.is_none_or(|id| id == row.id)
+        && query.from_ms.is_none_or(|from| head.at >= from)
+        && query.to_ms.is_none_or(|to| head.at <= to)
+        && same(&query.channel, &head.channel)
+        && same(&query.client, &head.client)
+        && same(&query.listener, &head.listener)
+        && same(&query.kind, &head.kind)
+        && query.control_id.as_ref().is_none_or(|w| head.control_id.as_ref() == Some(w))
+        && query.parent.is_none_or(|p| head.parent == Some(p))
+        && (query.status.is_empty() || query.status.contains(&row.fold.status()))
+        && (!query.open || !row.fold.is_finished())
+        && (!query.parked || Row::from(row.clone()).is_parked());
+    if !quick {
+        return Ok(false);
+    }
+    if query.patient.is_none() && query.text.is_none() {
+        return Ok(true);
+    }
+    let Some(fact) = read::fact(core, row.seq)? else { return Ok(false) };
+    let envelope = match &fact.what {
+        What::Accepted(accepted) | What::Carried { accepted, .. } => &accepted.envelope,
+        What::Refused { envelope, .. } => envelope,
+        _ => return Ok(false),
+    };
+    if query.patient.as_ref().is_some_and(|p| !envelope.patients.contains(p)) {
+        return Ok(false);
+    }
+    match &query.text {
+        Some(text) => text::in_body(core, row.seq, body_of(&fact.what), text).map_err(SearchError::File),
+        None => Ok(true),
+    }
+}
+
+/// Goes through a segment's rows, newest first.
+fn scan(core: &Core, segment: &Segment, finding: &mut Finding<'_>) -> Result<(), SearchError> {
+    let mut before = finding.query.before.unwrap_or(Seq::MAX >> 1);
+    loop {
+        finding.in_time()?;
+        let page = core.with_view(segment, |conn| page(conn, finding.query, before))?;
+        let Some(lowest) = page.last().map(|r| r.seq) else { return Ok(()) };
+        let ended = page.len() < PAGE;
+        for row in page {
+            if finding.is_full() {
+                return Ok(());
+            }
+            finding.in_time()?;
+            if matches(core, finding.query, &row)? {
+                finding.add(row.into());
+            }
+        }
+        if ended {
+            return Ok(());
+        }
+        before = lowest;
+    }
+}
+
+/// Up to [`PAGE`] rows below `before` that satisfy what the view itself can tell.
+fn page(conn: &Connection, query: &Query, before: Seq) -> Result<Vec<ViewRow>, FileError> {
+    let mut conditions = vec!["seq < ?".to_owned(), format!("flags & {} = 0", flag::HIDDEN)];
+    let mut values = vec![Value::from(to_sql(before))];
+    let lowest: Option<i64> = view::get_meta(conn, meta::LOWEST_AT)?;
+    let highest: Option<i64> = view::get_meta(conn, meta::HIGHEST_AT)?;
+    if let Some(from) = query.from_ms {
+        if highest.is_some_and(|h| h < from) {
+            return Ok(Vec::new());
+        }
+        conditions.push("at >= ?".into());
+        values.push(from.into());
+    }
+    if let Some(to) = query.to_ms {
+        if lowest.is_some_and(|l| l > to) {
+            return Ok(Vec::new());
+        }
+        conditions.push("at <= ?".into());
+        values.push(to.into());
+    }
+    let named = [("channel", &query.channel), ("client", &query.client), ("listener", &query.listener), ("kind", &query.kind)];
+    for (column, name) in named.into_iter().filter_map(|(c, n)| n.as_ref().map(|n| (c, n))) {
+        let number: Option<i64> = if name.is_empty() {
+            Some(0)
+        } else {
+            conn.query_row("SELECT n FROM names WHERE name = ?1", [name], |r| r.get(0)).optional()?
+        };
+        let Some(number) = number else { return Ok(Vec::new()) };
+        conditions.push(format!("{column} = ?"));
+        values.push(number.into());
+    }
+    if !query.status.is_empty() {
+        let numbers: Vec<String> = query.status.iter().map(|s| status_number(*s).to_string()).collect();
+        conditions.push(format!("status IN ({})", numbers.join(",")));
+        // The conditions of the small indexes, where they apply.
+        if query.status.iter().all(|s| status_number(*s) > 1) {
+            conditions.push("status > 1".into());
+        } else if query.status == [Status::Processing] {
+            conditions.push("open = 1".into());
+        }
+    }
+    if query.open || query.parked {
+        conditions.push("open = 1".into());
+    }
+    let sql = format!("SELECT {} FROM tx WHERE {} ORDER BY seq DESC LIMIT {PAGE}", view::COLUMNS, conditions.join(" AND "));
+    let mut statement = conn.prepare(&sql)?;
+    let mut names = NameCache::default();
+    let rows = statement.query_map(params_from_iter(values), |r| view::row_with(conn, r, &mut names))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// One transaction with its facts.
+pub fn detail(core: &Core, id: MessageId) -> Result<Option<Detail>, SearchError> {
+    let query = Query { id: Some(id), limit: 1, ..Query::default() };
+    let Some(found) = search(core, &query)?.pop() else { return Ok(None) };
+    let Some(segment) = core.catalog.holding(found.seq) else { return Ok(None) };
+    let Some(row) = recover::row(core, &segment, found.seq)? else { return Ok(None) };
+    let mut facts = Vec::new();
+    for seq in &row.fold.facts {
+        match read::fact(core, *seq) {
+            Ok(Some(fact)) => facts.push((*seq, fact)),
+            // Gone with its segment, or of a later release.
+            Ok(None) => {}
+            Err(e) => damage::noticed(core, *seq, &e),
+        }
+    }
+    let mut accepted = None;
+    let mut refused = None;
+    for (seq, fact) in &facts {
+        match &fact.what {
+            What::Accepted(a) | What::Carried { accepted: a, .. } if *seq == row.seq => accepted = Some((**a).clone()),
+            What::Refused { envelope, reason, body } => {
+                refused = Some(Refused { envelope: (**envelope).clone(), reason: reason.clone(), body: body.clone() });
+            }
+            _ => {}
+        }
+    }
+    Ok(Some(Detail { row: row.into(), accepted, refused, facts }))
+}

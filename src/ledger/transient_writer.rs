@@ -1,0 +1,73 @@
+//! Writes short-lived bodies: before the log's commit of the same group, so that no durable fact lacks its body.
+
+use super::core::{Core, Sealing};
+use super::queue::Record;
+use super::sql::{self, FileError, Form, to_sql};
+use super::transient::{FILE_AGE, FILE_BYTES};
+use rusqlite::{Connection, params};
+use std::time::Instant;
+
+struct Open {
+    conn: Connection,
+    bytes: u64,
+    since: Instant,
+}
+
+/// The file being written, if any.
+#[derive(Default)]
+pub struct TransientWriter(Option<Open>);
+
+impl TransientWriter {
+    /// Writes and commits the group's short-lived bodies; nothing when it has none.
+    pub fn write(&mut self, core: &Core, group: &[Record]) -> rusqlite::Result<()> {
+        let mut bodies = group.iter().filter(|r| r.transient).filter_map(|r| r.body.as_ref().map(|b| (r, b))).peekable();
+        let Some((first, _)) = bodies.peek() else { return Ok(()) };
+        if self.0.as_ref().is_some_and(|o| o.bytes >= FILE_BYTES.min(core.segment_size()) || o.since.elapsed() >= FILE_AGE) {
+            self.close(core);
+        }
+        let open = match &mut self.0 {
+            Some(open) => open,
+            none => {
+                let path = core.transients.begin(first.seq);
+                let made = sql::create_log(&path, Form::Transient).and_then(|()| sql::open_log(&path, Form::Transient, 256));
+                let conn = made.map_err(|e| match e {
+                    FileError::Sql(e) => e,
+                    other => rusqlite::Error::ToSqlConversionFailure(Box::new(other)),
+                })?;
+                none.insert(Open { conn, bytes: 0, since: Instant::now() })
+            }
+        };
+        // Dropped without commit, it rolls back.
+        let transaction = open.conn.unchecked_transaction()?;
+        let before = open.bytes;
+        let mut last = 0;
+        let mut pieces = false;
+        {
+            let mut insert =
+                transaction.prepare("INSERT OR REPLACE INTO bodies(seq, codec, len, sum, data) VALUES(?1, ?2, ?3, ?4, ?5)")?;
+            for (record, body) in bodies {
+                insert.execute(params![to_sql(record.seq), body.codec as i64, body.len as i64, body.sum, &*body.data])?;
+                open.bytes += body.data.len() as u64;
+                last = record.seq;
+                pieces |= record.fact.is_none();
+            }
+        }
+        transaction.commit()?;
+        core.grew(open.bytes - before);
+        core.transients.wrote(last, pieces);
+        Ok(())
+    }
+
+    /// Completes the current file; the housekeeper removes it when nobody needs it.
+    pub fn close(&mut self, core: &Core) {
+        if let Some(open) = self.0.take() {
+            core.transients.end();
+            core.sealing.lock().unwrap_or_else(|e| e.into_inner()).push(Sealing {
+                segment: None,
+                conn: open.conn,
+                failed: false,
+            });
+            core.keeper_bell.ring();
+        }
+    }
+}

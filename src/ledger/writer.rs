@@ -1,0 +1,333 @@
+//! The log's only writer: a thread that takes everything waiting, commits it with one fsync, hands the accept facts
+//! on in log order, and then tells the waiters.
+
+use super::catalog::Segment;
+use super::core::{Core, Sealing, now_ms};
+use super::failure::Failure;
+use super::gather::Gather;
+use super::queue::Record;
+use super::sql::{self, FileError, Form};
+use super::statements::Statements;
+use super::ticket;
+use super::transient_writer::TransientWriter;
+use crate::engine::fact::Seq;
+use crate::engine::ports::{CommitSink, Committed, LogError};
+use crate::telemetry::ledger as event;
+use rusqlite::Connection;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+/// Largest group in bytes: bounds the memory of SQLite's uncommitted pages and the time of one commit.
+const GROUP_BYTES: usize = 4 << 20;
+/// SQLite's page cache for the segment being written, KiB. Appending needs few pages.
+const CACHE_KIB: i64 = 512;
+/// Failures in a row after which a fresh segment is tried.
+const REOPENS: u32 = 3;
+/// The write-ahead log never grows beyond this many times the size at which it should be copied.
+const WAL_OVERRUN: u64 = 4;
+
+/// The active segment, open for writing.
+pub struct Active {
+    pub segment: Arc<Segment>,
+    pub conn: Connection,
+    /// Bytes in its log, about.
+    pub bytes: u64,
+    /// Unix milliseconds of its first record; 0 while empty.
+    pub since: i64,
+}
+
+impl Active {
+    /// Opens a segment for writing, making its file when there is none.
+    pub fn open(core: &Core, first: Seq) -> Result<Self, FileError> {
+        let segment = match core.catalog.holding(first) {
+            Some(known) if known.first == first => known,
+            _ => Arc::new(Segment::new(&core.dir, first)),
+        };
+        if !segment.log.exists() {
+            sql::create_log(&segment.log, Form::Log)?;
+        }
+        let conn = sql::open_log(&segment.log, Form::Log, CACHE_KIB)?;
+        let bytes = segment.log.metadata().map_or(0, |m| m.len());
+        let since: Option<i64> =
+            conn.query_row("SELECT min(at) FROM (SELECT at FROM facts ORDER BY seq LIMIT 1)", [], |r| r.get(0))?;
+        Ok(Self { segment, conn, bytes, since: since.unwrap_or(0) })
+    }
+}
+
+/// Why writing to one connection ended.
+enum Next {
+    Roll,
+    Reopen,
+    Close,
+}
+
+/// The writer.
+pub struct Writer {
+    pub core: Arc<Core>,
+    pub sink: Arc<dyn CommitSink>,
+    transient: TransientWriter,
+    failure: Failure,
+    gather: Gather,
+    waiting: VecDeque<Record>,
+    /// Failures in a row that a fresh connection was to cure.
+    reopened: u32,
+}
+
+impl Writer {
+    pub fn new(core: Arc<Core>, sink: Arc<dyn CommitSink>) -> Self {
+        let transient = TransientWriter::default();
+        Self {
+            core,
+            sink,
+            transient,
+            failure: Failure::default(),
+            gather: Gather::default(),
+            waiting: VecDeque::new(),
+            reopened: 0,
+        }
+    }
+
+    /// Runs until the queue is closed and empty.
+    pub fn run(mut self, mut active: Active) {
+        let _end = End(self.core.clone());
+        loop {
+            let next = {
+                let Active { segment, conn, bytes, since } = &mut active;
+                match Statements::prepare(conn) {
+                    Ok(mut statements) => self.write(segment, conn, &mut statements, bytes, since),
+                    Err(e) => {
+                        self.fail_all(&sql::log_error(&e));
+                        Next::Reopen
+                    }
+                }
+            };
+            match next {
+                Next::Close => break,
+                Next::Roll => self.roll(&mut active),
+                Next::Reopen => self.reopen(&mut active),
+            }
+            if self.core.queue.is_closed() && self.waiting.is_empty() && self.core.queue.len() == 0 {
+                break;
+            }
+        }
+        self.transient.close(&self.core);
+        self.hand_over(active.conn, None);
+    }
+
+    /// Writes groups until the segment has its size or age, or the connection is not to be used any more.
+    fn write(
+        &mut self,
+        segment: &Arc<Segment>,
+        conn: &Connection,
+        statements: &mut Statements<'_>,
+        bytes: &mut u64,
+        since: &mut i64,
+    ) -> Next {
+        loop {
+            if self.waiting.is_empty() {
+                if !self.core.queue.take(&mut self.waiting) {
+                    return Next::Close;
+                }
+                self.gather.more(&self.core.queue, &mut self.waiting);
+            } else {
+                self.core.queue.take_more(&mut self.waiting);
+            }
+            if self.is_full(*bytes, *since) {
+                return Next::Roll;
+            }
+            let group = self.next_group();
+            let began = Instant::now();
+            match self.commit(statements, group, bytes) {
+                Ok(()) => {
+                    if *since == 0 {
+                        *since = now_ms();
+                    }
+                    self.gather.committed(began.elapsed());
+                    self.tend_wal(segment, conn);
+                }
+                Err(e) => {
+                    self.gather.failed();
+                    self.failure.pause();
+                    if !matches!(e, LogError::Full) {
+                        return Next::Reopen;
+                    }
+                }
+            }
+        }
+    }
+
+    fn is_full(&self, bytes: u64, since: i64) -> bool {
+        let age = i64::try_from(self.core.config.segment_age.as_millis()).unwrap_or(i64::MAX);
+        bytes >= self.core.segment_size() || (since > 0 && now_ms().saturating_sub(since) >= age)
+    }
+
+    /// The longest prefix of what waits that makes a group.
+    fn next_group(&mut self) -> Vec<Record> {
+        let mut bytes = 0;
+        let mut n = 0;
+        for record in &self.waiting {
+            bytes += record.bytes();
+            if n > 0 && bytes > GROUP_BYTES {
+                break;
+            }
+            n += 1;
+        }
+        self.waiting.drain(..n).collect()
+    }
+
+    /// One group: durable as a whole, or not at all.
+    fn commit(&mut self, statements: &mut Statements<'_>, group: Vec<Record>, log_bytes: &mut u64) -> Result<(), LogError> {
+        let began = Instant::now();
+        let held: usize = group.iter().map(Record::bytes).sum();
+        let mut group = self.failure.refuse_broken(&self.core, group);
+        if cfg!(feature = "break-ack") {
+            ticket::tell(group.iter_mut().filter_map(|r| r.ticket.take().map(|t| (t, Ok(r.seq)))));
+            // Wide enough for a random kill to fall between the two.
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let written = self.transient.write(&self.core, &group).and_then(|()| statements.write(&group));
+        match written {
+            Ok(bytes) => {
+                *log_bytes += bytes;
+                self.core.wal_bytes.fetch_add(bytes, Ordering::Relaxed);
+                self.core.grew(bytes);
+                self.failure.over(&self.core);
+                self.reopened = 0;
+                event::Committed { records: group.len(), took: began.elapsed() }.emit();
+                self.publish(group);
+                self.core.queue.release(held);
+                Ok(())
+            }
+            Err(e) => {
+                statements.roll_back();
+                self.transient.close(&self.core);
+                let error = sql::log_error(&e);
+                self.failure.group_failed(&self.core, group, &error);
+                self.core.queue.release(held);
+                Err(error)
+            }
+        }
+    }
+
+    /// After the commit: who must know, in this order: the engine, the waiters, the folder.
+    fn publish(&mut self, mut group: Vec<Record>) {
+        let Some(last) = group.last().map(|r| r.seq) else { return };
+        let mut batch = Vec::new();
+        for record in &mut group {
+            if record.holds_transient {
+                let own = [record.seq];
+                self.core.transients.hold(record.seq, if record.pieces.is_empty() { &own } else { &record.pieces });
+            }
+            if let Some(from) = record.carried_from {
+                self.core.homes.moved(from, record.seq);
+            }
+            if let Some(d) = record.deliver.take() {
+                batch.push(Committed { seq: record.seq, accepted: *d.accepted, body: d.body });
+            }
+        }
+        self.core.committed.store(last, Ordering::Release);
+        if !batch.is_empty() {
+            self.sink.committed(batch);
+        }
+        let mut told = 0;
+        ticket::tell(group.iter_mut().filter_map(|r| {
+            let ticket = r.ticket.take()?;
+            told += 1;
+            Some((ticket, Ok(r.seq)))
+        }));
+        self.gather.told(told);
+        self.core.folder_bell.ring();
+    }
+
+    /// Keeps the write-ahead log short. Copying is the housekeeper's work; only the last frames, and beginning anew,
+    /// must happen while nothing is being written.
+    fn tend_wal(&mut self, segment: &Segment, conn: &Connection) {
+        let wal = self.core.wal_bytes.load(Ordering::Relaxed);
+        let limit = self.core.wal_limit();
+        if wal < limit {
+            return;
+        }
+        if self.core.wal_copied.load(Ordering::Acquire) || wal > limit * WAL_OVERRUN {
+            let _alone = segment.gate.write().unwrap_or_else(|e| e.into_inner());
+            // The next write finds everything copied and nobody reading, and begins the file anew.
+            let (_, frames, copied) = checkpoint(conn).unwrap_or((1, 1, 0));
+            if frames == copied {
+                self.core.wal_bytes.store(0, Ordering::Relaxed);
+            }
+            self.core.wal_copied.store(false, Ordering::Release);
+        } else {
+            self.core.keeper_bell.ring();
+        }
+    }
+
+    fn roll(&mut self, active: &mut Active) {
+        let Some(first) = self.waiting.front().map(|r| r.seq) else { return };
+        match Active::open(&self.core, first) {
+            Ok(fresh) => self.switch(active, fresh),
+            Err(e) => {
+                // The old segment goes on; try again when it has grown by another eighth.
+                event::UpkeepFailed { what: "new segment", error: &e.to_string() }.emit();
+                let fresh = Segment::new(&self.core.dir, first);
+                let _ = super::catalog::remove_files(&fresh.files());
+                active.bytes -= active.bytes / 8;
+                active.since = now_ms();
+            }
+        }
+    }
+
+    /// After a failure that is not for want of space: the same file through a fresh connection, or, when that does not
+    /// help, a fresh segment. What was acknowledged is in the old one.
+    fn reopen(&mut self, active: &mut Active) {
+        self.reopened += 1;
+        if self.reopened <= REOPENS {
+            match Active::open(&self.core, active.segment.first) {
+                Ok(again) => return *active = again,
+                Err(e) => self.fail_all(&LogError::Failed(e.to_string())),
+            }
+        }
+        let first = self.waiting.front().map_or_else(|| self.core.queue.next_seq(), |r| r.seq);
+        match Active::open(&self.core, first) {
+            Ok(fresh) => self.switch(active, fresh),
+            Err(e) => self.fail_all(&LogError::Failed(e.to_string())),
+        }
+    }
+
+    fn switch(&mut self, active: &mut Active, fresh: Active) {
+        event::SegmentBegun { first: fresh.segment.first }.emit();
+        self.core.catalog.insert(fresh.segment.clone());
+        let old = std::mem::replace(active, fresh);
+        self.core.wal_bytes.store(0, Ordering::Relaxed);
+        self.core.wal_copied.store(false, Ordering::Release);
+        self.hand_over(old.conn, Some(old.segment));
+    }
+
+    fn fail_all(&mut self, error: &LogError) {
+        self.core.queue.take_more(&mut self.waiting);
+        let group: Vec<Record> = self.waiting.drain(..).collect();
+        let held: usize = group.iter().map(Record::bytes).sum();
+        self.failure.group_failed(&self.core, group, error);
+        self.core.queue.release(held);
+        self.failure.pause();
+    }
+
+    fn hand_over(&self, conn: Connection, segment: Option<Arc<Segment>>) {
+        self.core.sealing.lock().unwrap_or_else(|e| e.into_inner()).push(Sealing { segment, conn, failed: false });
+        self.core.keeper_bell.ring();
+    }
+}
+
+/// However the writer ends, nobody waits for it in vain.
+struct End(Arc<Core>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.queue.abandon();
+    }
+}
+
+/// Copies what can be copied from the write-ahead log without waiting for anybody: (busy, frames, copied).
+pub fn checkpoint(conn: &Connection) -> rusqlite::Result<(i64, i64, i64)> {
+    conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))
+}

@@ -1,0 +1,69 @@
+//! The process as the kernel sees it, read from `/proc/self` when somebody asks; under the names that every
+//! Prometheus client library uses, so that ready-made dashboards show it.
+
+use std::{
+    fmt::Write,
+    fs,
+    sync::LazyLock,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+static STARTED: LazyLock<(Instant, SystemTime)> = LazyLock::new(|| (Instant::now(), SystemTime::now()));
+
+/// Ticks per second of the times in `/proc`: a constant of Linux's interface to programs (USER_HZ).
+const TICKS: f64 = 100.0;
+
+/// Time since this was first called; the node calls it at start.
+pub fn uptime() -> Duration {
+    STARTED.0.elapsed()
+}
+
+/// Resident memory in bytes; `None` where `/proc` does not tell.
+pub fn resident_bytes() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+fn cpu_seconds_and_threads() -> Option<(f64, u64)> {
+    let stat = fs::read_to_string("/proc/self/stat").ok()?;
+    // The second field, the program's name in parentheses, may hold spaces.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let number = |i: usize| fields.get(i)?.parse::<u64>().ok();
+    Some(((number(11)? + number(12)?) as f64 / TICKS, number(17)?))
+}
+
+fn max_fds() -> Option<u64> {
+    let limits = fs::read_to_string("/proc/self/limits").ok()?;
+    limits.lines().find_map(|l| l.strip_prefix("Max open files"))?.split_whitespace().next()?.parse().ok()
+}
+
+/// Appends the process's metrics in the Prometheus text format.
+pub(super) fn encode(out: &mut String) {
+    let mut put = |name: &str, kind: &str, help: &str, value: f64| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
+    };
+    if let Some(bytes) = resident_bytes() {
+        put("process_resident_memory_bytes", "gauge", "Resident memory.", bytes as f64);
+    }
+    if let Ok(open) = fs::read_dir("/proc/self/fd") {
+        put("process_open_fds", "gauge", "Open file descriptors.", open.count() as f64);
+    }
+    if let Some(max) = max_fds() {
+        put("process_max_fds", "gauge", "Limit of open file descriptors.", max as f64);
+    }
+    if let Some((seconds, threads)) = cpu_seconds_and_threads() {
+        put("process_cpu_seconds_total", "counter", "User and system time.", seconds);
+        put("process_threads", "gauge", "Threads.", threads as f64);
+    }
+    let start = STARTED.1.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    put("process_start_time_seconds", "gauge", "Start, Unix time.", start);
+    put("hie_uptime_seconds", "gauge", "Time since start.", uptime().as_secs_f64());
+    let version = env!("CARGO_PKG_VERSION");
+    // Writing to a String cannot fail.
+    let _ = writeln!(
+        out,
+        "# HELP hie_build_info The running program.\n# TYPE hie_build_info gauge\nhie_build_info{{version=\"{version}\"}} 1"
+    );
+}

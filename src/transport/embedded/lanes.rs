@@ -1,0 +1,254 @@
+//! Order per key: which waiting message may be delivered next. Pure, no clock, no locks.
+//!
+//! Each ordering key has a lane, a queue in order of arrival. A message stands in the lanes of all its keys and is ready
+//! when it is first in every one of them: so messages of one key follow one another, messages of different keys do
+//! not wait for each other, and one with several keys (a merge of patients) is a barrier between their lanes.
+
+use std::collections::{HashMap, VecDeque};
+
+/// A place in [`Lanes`]; valid until the message is taken out.
+pub type Place = u32;
+
+/// One waiting message with what the caller keeps for it.
+struct Slot<T> {
+    keys: Keys,
+    /// In how many of its lanes somebody stands before it.
+    blocked_in: u32,
+    value: T,
+}
+
+/// Ordering keys, without an allocation for the common one.
+enum Keys {
+    None,
+    One(u64),
+    Many(Box<[u64]>),
+}
+
+impl Keys {
+    fn new(keys: &[u64]) -> Self {
+        match keys {
+            [] => Self::None,
+            [key] => Self::One(*key),
+            _ => {
+                let mut keys = keys.to_vec();
+                keys.sort_unstable();
+                keys.dedup();
+                if keys.len() == 1 { Self::One(keys[0]) } else { Self::Many(keys.into()) }
+            }
+        }
+    }
+
+    fn as_slice(&self) -> &[u64] {
+        match self {
+            Self::None => &[],
+            Self::One(key) => std::slice::from_ref(key),
+            Self::Many(keys) => keys,
+        }
+    }
+}
+
+/// Messages waiting on one route.
+pub struct Lanes<T> {
+    slots: Vec<Option<Slot<T>>>,
+    free: Vec<Place>,
+    lanes: HashMap<u64, VecDeque<Place>>,
+    ready: VecDeque<Place>,
+}
+
+impl<T> Default for Lanes<T> {
+    fn default() -> Self {
+        Self { slots: Vec::new(), free: Vec::new(), lanes: HashMap::new(), ready: VecDeque::new() }
+    }
+}
+
+impl<T> Lanes<T> {
+    /// Puts a message behind all earlier ones of its keys.
+    pub fn push(&mut self, keys: &[u64], value: T) -> Place {
+        let place = match self.free.pop() {
+            Some(place) => place,
+            None => {
+                self.slots.push(None);
+                (self.slots.len() - 1) as Place
+            }
+        };
+        let keys = Keys::new(keys);
+        let mut blocked_in = 0;
+        for key in keys.as_slice() {
+            let lane = self.lanes.entry(*key).or_default();
+            blocked_in += u32::from(!lane.is_empty());
+            lane.push_back(place);
+        }
+        self.slots[place as usize] = Some(Slot { keys, blocked_in, value });
+        if blocked_in == 0 {
+            self.ready.push_back(place);
+        }
+        place
+    }
+
+    /// The next message that may be delivered. It stays in its lanes, and holds them, until [`Lanes::remove`].
+    pub fn take_ready(&mut self) -> Option<Place> {
+        let place = self.ready.pop_front()?;
+        if cfg!(feature = "break-order") && self.slots.len() > 1 {
+            // The deliberately broken build: lets the successor go at the same time.
+            self.release_successors(place);
+        }
+        Some(place)
+    }
+
+    /// Makes a message that was taken ready again, before all others.
+    pub fn ready_first(&mut self, place: Place) {
+        self.ready.push_front(place);
+    }
+
+    /// Makes a message that was taken ready again, after all others.
+    pub fn ready_last(&mut self, place: Place) {
+        self.ready.push_back(place);
+    }
+
+    /// Whether any message may be delivered now.
+    pub fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// What the caller keeps for a message.
+    pub fn get_mut(&mut self, place: Place) -> Option<&mut T> {
+        self.slots.get_mut(place as usize)?.as_mut().map(|slot| &mut slot.value)
+    }
+
+    /// Takes a message that was taken ready out of its lanes; its successors move up.
+    pub fn remove(&mut self, place: Place) -> Option<T> {
+        let slot = self.slots.get_mut(place as usize)?.take()?;
+        for key in slot.keys.as_slice() {
+            self.leave(*key, place);
+        }
+        self.free.push(place);
+        // Memory of a long backlog goes back when it is worked off.
+        if self.free.len() == self.slots.len() && self.slots.capacity() > 1024 {
+            *self = Self::default();
+        }
+        Some(slot.value)
+    }
+
+    /// Messages in the lanes, those being delivered included.
+    pub fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// No message at all.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Every message, in no particular order.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.slots.iter().flatten().map(|slot| &slot.value)
+    }
+
+    fn leave(&mut self, key: u64, place: Place) {
+        let Some(lane) = self.lanes.get_mut(&key) else { return };
+        let was_first = lane.front() == Some(&place);
+        if was_first {
+            lane.pop_front();
+        } else {
+            // Only the deliberately broken build lets anyone but the first leave.
+            lane.retain(|p| *p != place);
+        }
+        let next = lane.front().copied();
+        if next.is_none() {
+            self.lanes.remove(&key);
+        } else if lane.capacity() > 64 && lane.len() * 4 < lane.capacity() {
+            lane.shrink_to(lane.len() * 2);
+        }
+        if was_first && let Some(next) = next {
+            self.unblock(next);
+        }
+    }
+
+    fn unblock(&mut self, place: Place) {
+        if let Some(slot) = self.slots[place as usize].as_mut()
+            && slot.blocked_in > 0
+        {
+            slot.blocked_in -= 1;
+            if slot.blocked_in == 0 {
+                self.ready.push_back(place);
+            }
+        }
+    }
+
+    fn release_successors(&mut self, place: Place) {
+        let Some(slot) = self.slots[place as usize].as_ref() else { return };
+        let keys: Vec<u64> = slot.keys.as_slice().to_vec();
+        for key in keys {
+            let next = self.lanes.get(&key).and_then(|lane| lane.get(1).copied());
+            if let Some(next) = next {
+                self.unblock(next);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drain_ready(lanes: &mut Lanes<u32>) -> Vec<(Place, u32)> {
+        let mut taken = Vec::new();
+        while let Some(place) = lanes.take_ready() {
+            taken.push((place, *lanes.get_mut(place).expect("taken")));
+        }
+        taken
+    }
+
+    fn values(taken: &[(Place, u32)]) -> Vec<u32> {
+        taken.iter().map(|t| t.1).collect()
+    }
+
+    #[test]
+    fn one_of_each_key_at_a_time_in_order() {
+        let mut lanes = Lanes::default();
+        for (key, value) in [(1, 10), (1, 11), (2, 20), (1, 12), (2, 21)] {
+            lanes.push(&[key], value);
+        }
+        let first = drain_ready(&mut lanes);
+        assert_eq!(values(&first), [10, 20]);
+        lanes.remove(first[1].0);
+        let second = drain_ready(&mut lanes);
+        assert_eq!(values(&second), [21]);
+        lanes.remove(first[0].0);
+        assert_eq!(values(&drain_ready(&mut lanes)), [11]);
+        assert_eq!(lanes.len(), 3);
+    }
+
+    #[test]
+    fn several_keys_are_a_barrier_both_ways() {
+        let mut lanes = Lanes::default();
+        lanes.push(&[1], 10);
+        lanes.push(&[2], 20);
+        lanes.push(&[1, 2, 2], 99);
+        lanes.push(&[1], 11);
+        lanes.push(&[2], 21);
+        lanes.push(&[3], 30);
+        let first = drain_ready(&mut lanes);
+        assert_eq!(values(&first), [10, 20, 30]);
+        lanes.remove(first[0].0);
+        assert!(!lanes.has_ready(), "the merge waits for the other patient too");
+        lanes.remove(first[1].0);
+        let merge = drain_ready(&mut lanes);
+        assert_eq!(values(&merge), [99]);
+        lanes.remove(merge[0].0);
+        assert_eq!(values(&drain_ready(&mut lanes)), [11, 21]);
+    }
+
+    #[test]
+    fn without_keys_nobody_waits_and_retries_keep_the_lane() {
+        let mut lanes = Lanes::default();
+        lanes.push(&[], 1);
+        lanes.push(&[], 2);
+        lanes.push(&[5], 3);
+        lanes.push(&[5], 4);
+        let taken = drain_ready(&mut lanes);
+        assert_eq!(values(&taken), [1, 2, 3]);
+        lanes.ready_last(taken[2].0);
+        assert_eq!(values(&drain_ready(&mut lanes)), [3]);
+    }
+}

@@ -1,0 +1,406 @@
+//! One route's queue: what waits, what is in hand, what is set aside; and the tasks that work it off.
+
+use super::{
+    Embedded,
+    hot::Hot,
+    lanes::{Lanes, Place},
+    progress::Progress,
+};
+use crate::engine::{
+    backoff,
+    deliver::{RouteWorker, Verdict},
+    ports::{RouteStatus, Stored},
+};
+use crate::{
+    channel::AfterPark,
+    message::MessageId,
+    telemetry::engine::{Parked, RoutePaused, RouteResumed},
+};
+use futures_util::FutureExt;
+use std::{
+    collections::HashMap,
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, MutexGuard, Weak},
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// One message on this route.
+pub struct Entry {
+    progress: Arc<Progress>,
+    hot: Option<Arc<Hot>>,
+    received_ms: i64,
+    attempts: u32,
+    /// Set aside while it keeps its place (after_park = "hold").
+    parked: bool,
+}
+
+impl Entry {
+    /// A message just accepted.
+    pub fn new(progress: Arc<Progress>, hot: Option<Arc<Hot>>, received_ms: i64) -> Self {
+        Self { progress, hot, received_ms, attempts: 0, parked: false }
+    }
+
+    /// A message that the log told of at start.
+    pub fn restored(progress: Arc<Progress>, attempts: u32, received_ms: i64) -> Self {
+        Self { progress, hot: None, received_ms, attempts, parked: false }
+    }
+}
+
+/// See the module.
+pub struct RouteQueue {
+    pub channel: Box<str>,
+    pub route: Box<str>,
+    /// Weak: queues belong to the transport.
+    transport: Weak<Embedded>,
+    runtime: tokio::runtime::Handle,
+    state: Mutex<State>,
+    idle: tokio::sync::Notify,
+}
+
+#[derive(Default)]
+struct State {
+    lanes: Lanes<Entry>,
+    /// Set aside: held in its lane (`Some`), or out of the way.
+    parked: HashMap<MessageId, Option<Place>>,
+    worker: Option<Arc<RouteWorker>>,
+    in_flight: u32,
+    paused: bool,
+    /// An operator's word outlives a reload of the configuration.
+    paused_by_operator: Option<bool>,
+    closed: bool,
+    /// Nothing reaches the receiver: one probe at a time, after this moment.
+    probe_at: Option<Instant>,
+    unreachable_in_row: u32,
+    last_error: String,
+}
+
+/// One message in hand.
+struct Job {
+    place: Place,
+    progress: Arc<Progress>,
+    hot: Option<Arc<Hot>>,
+    attempt: u32,
+    worker: Arc<RouteWorker>,
+}
+
+impl RouteQueue {
+    pub fn new(channel: &str, route: &str, transport: Weak<Embedded>, runtime: tokio::runtime::Handle) -> Arc<Self> {
+        Arc::new(Self {
+            channel: channel.into(),
+            route: route.into(),
+            transport,
+            runtime,
+            state: Mutex::default(),
+            idle: tokio::sync::Notify::new(),
+        })
+    }
+
+    /// Puts a message behind all earlier ones of its keys. [`RouteQueue::pump`] follows.
+    pub fn push(&self, keys: &[u64], entry: Entry) {
+        self.lock().lanes.push(keys, entry);
+    }
+
+    /// A message that was set aside before the node started.
+    pub fn restore_parked(&self, id: MessageId, keys: &[u64], mut entry: Entry) {
+        let mut state = self.lock();
+        let held = state.worker.as_ref().is_some_and(|w| w.after_park == AfterPark::Hold);
+        entry.parked = true;
+        let place = held.then(|| state.lanes.push(keys, entry));
+        state.parked.insert(id, place);
+    }
+
+    /// Starts as many deliveries as may run now. Cheap when there is nothing to do; called from any thread.
+    pub fn pump(self: &Arc<Self>) {
+        loop {
+            let job = {
+                let mut state = self.lock();
+                match state.next() {
+                    Some(job) => job,
+                    None => return,
+                }
+            };
+            let this = self.clone();
+            self.runtime.spawn(async move { this.work(job).await });
+        }
+    }
+
+    /// Works off one message and then whatever is ready: one task lives as long as there is work for it.
+    async fn work(self: Arc<Self>, mut job: Job) {
+        loop {
+            let verdict = AssertUnwindSafe(self.deliver(&mut job)).catch_unwind().await.unwrap_or_else(|_| {
+                // A bug in a connector must not stop the key for ever, nor lose the message.
+                Verdict::Retry { after: Duration::from_secs(5), unreachable: false, error: "internal error; see the log".into() }
+            });
+            match self.settle(job, verdict) {
+                Some(next) => job = next,
+                None => return,
+            }
+        }
+    }
+
+    async fn deliver(&self, job: &mut Job) -> Verdict {
+        let stored = match &job.hot {
+            Some(hot) => hot.stored.clone(),
+            None => match job.worker.log.accepted(job.progress.seq).await {
+                Ok(accepted) => {
+                    let source = job.worker.log.clone();
+                    Arc::new(Stored { seq: job.progress.seq, accepted, body: None, source })
+                }
+                Err(error) => {
+                    let after = backoff::wait(&job.worker.route.retry, job.attempt, 1.0);
+                    return Verdict::Retry {
+                        after,
+                        unreachable: false,
+                        error: format!("cannot be read from the ledger: {error}"),
+                    };
+                }
+            },
+        };
+        job.worker.attempt(stored, job.attempt).await
+    }
+
+    /// Acts on a verdict; gives the next job for the same task, if any.
+    fn settle(self: &Arc<Self>, job: Job, verdict: Verdict) -> Option<Job> {
+        let mut finished = None;
+        let mut parked = None;
+        let next = {
+            let mut state = self.lock();
+            state.in_flight -= 1;
+            match verdict {
+                Verdict::Delivered => {
+                    state.reached();
+                    state.last_error.clear();
+                    finished = state.lanes.remove(job.place);
+                }
+                Verdict::Retry { after, unreachable, error } => {
+                    state.last_error = error;
+                    if let Some(entry) = state.lanes.get_mut(job.place) {
+                        entry.attempts = job.attempt;
+                    }
+                    if unreachable {
+                        let wait = state.unreachable(&job.worker);
+                        state.lanes.ready_first(job.place);
+                        self.wake_after(wait);
+                    } else {
+                        state.reached();
+                        self.retry_after(job.place, after);
+                    }
+                }
+                Verdict::Parked { error } => {
+                    state.reached();
+                    state.last_error = error;
+                    let id = job.progress.id;
+                    if job.worker.after_park == AfterPark::Hold {
+                        state.parked.insert(id, Some(job.place));
+                        if let Some(entry) = state.lanes.get_mut(job.place) {
+                            entry.hot = None;
+                            entry.attempts = job.attempt;
+                            entry.parked = true;
+                        }
+                    } else {
+                        state.lanes.remove(job.place);
+                        state.parked.insert(id, None);
+                    }
+                    parked = Some(job.progress.clone());
+                    Parked { route: &job.worker.metrics, id, reason: &state.last_error }.emit();
+                }
+            }
+            let next = state.next();
+            if next.is_none() && state.in_flight == 0 {
+                self.idle.notify_waiters();
+            }
+            next
+        };
+        if let Some(transport) = self.transport.upgrade() {
+            if let Some(entry) = finished {
+                transport.done(&entry.progress);
+            }
+            if let Some(progress) = parked {
+                transport.parked(&progress);
+            }
+        }
+        // Others may run beside this task: a lane was freed, or a probe got through.
+        self.pump();
+        next
+    }
+
+    fn retry_after(self: &Arc<Self>, place: Place, after: Duration) {
+        let this = self.clone();
+        self.runtime.spawn(async move {
+            tokio::time::sleep(after).await;
+            this.lock().lanes.ready_last(place);
+            this.pump();
+        });
+    }
+
+    fn wake_after(self: &Arc<Self>, after: Duration) {
+        let this = self.clone();
+        self.runtime.spawn(async move {
+            tokio::time::sleep(after).await;
+            this.pump();
+        });
+    }
+
+    /// The worker in force; `None` when the route is no longer configured.
+    pub fn set_worker(&self, worker: Option<Arc<RouteWorker>>) {
+        let mut state = self.lock();
+        let configured = worker.as_ref().is_some_and(|w| w.route.paused);
+        state.paused = state.paused_by_operator.unwrap_or(configured);
+        state.worker = worker;
+    }
+
+    /// No worker's queue that nobody would miss.
+    pub fn is_unused(&self) -> bool {
+        let state = self.lock();
+        state.lanes.is_empty() && state.parked.is_empty() && state.in_flight == 0
+    }
+
+    pub fn pause(self: &Arc<Self>, paused: bool) {
+        {
+            let mut state = self.lock();
+            state.paused = paused;
+            state.paused_by_operator = Some(paused);
+            if !paused {
+                state.reached();
+            }
+            match &state.worker {
+                Some(worker) if paused => RoutePaused { route: &worker.metrics }.emit(),
+                Some(worker) => RouteResumed { route: &worker.metrics }.emit(),
+                None => {}
+            }
+        }
+        self.pump();
+    }
+
+    /// Puts a parked message back; false when it is not parked here.
+    pub fn requeue(&self, id: MessageId, keys: &[u64], received_ms: i64, progress: Arc<Progress>) -> bool {
+        let mut state = self.lock();
+        match state.parked.remove(&id) {
+            None => return false,
+            Some(Some(place)) => {
+                if let Some(entry) = state.lanes.get_mut(place) {
+                    entry.parked = false;
+                }
+                state.lanes.ready_first(place);
+            }
+            Some(None) => {
+                state.lanes.push(keys, Entry::restored(progress, 0, received_ms));
+            }
+        }
+        true
+    }
+
+    /// Gives a parked message up; false when it is not parked here.
+    pub fn discard(&self, id: MessageId) -> bool {
+        let mut state = self.lock();
+        match state.parked.remove(&id) {
+            None => return false,
+            Some(Some(place)) => {
+                state.lanes.remove(place);
+            }
+            Some(None) => {}
+        }
+        true
+    }
+
+    /// Takes nothing new from now on.
+    pub fn close(&self) {
+        self.lock().closed = true;
+    }
+
+    /// Resolves when nothing is in hand.
+    pub async fn idle(&self) {
+        loop {
+            let idle = self.idle.notified();
+            tokio::pin!(idle);
+            idle.as_mut().enable();
+            if self.lock().in_flight == 0 {
+                return;
+            }
+            idle.await;
+        }
+    }
+
+    /// As it stands; also sets the gauges of its metrics.
+    pub fn status(&self, now_ms: i64) -> RouteStatus {
+        let state = self.lock();
+        let parked = state.parked.len() as u64;
+        let held = state.parked.values().filter(|p| p.is_some()).count() as u64;
+        let oldest = state.lanes.iter().map(|e| e.received_ms).min();
+        let last_error = match &state.worker {
+            None => "no longer configured: bring the channel or route back, or discard what waits".into(),
+            Some(_) => state.last_error.clone(),
+        };
+        if let Some(worker) = &state.worker {
+            worker.metrics.pending.set(i64::try_from(state.lanes.len() as u64 - held).unwrap_or(i64::MAX));
+            worker.metrics.parked.set(i64::try_from(parked).unwrap_or(i64::MAX));
+            worker.metrics.paused.set(i64::from(state.paused));
+        }
+        RouteStatus {
+            channel: self.channel.to_string(),
+            route: self.route.to_string(),
+            primary: state.worker.as_ref().is_some_and(|w| w.route.primary),
+            paused: state.paused,
+            pending: state.lanes.len() as u64 - held,
+            in_flight: state.in_flight,
+            parked,
+            oldest_ms: oldest.map_or(0, |at| (now_ms - at).max(0)),
+            last_error,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+impl State {
+    fn next(&mut self) -> Option<Job> {
+        if self.paused || self.closed {
+            return None;
+        }
+        let worker = self.worker.clone()?;
+        let limit = match self.probe_at {
+            Some(at) if Instant::now() < at => return None,
+            Some(_) => 1,
+            None => worker.route.in_flight.max(1),
+        };
+        if self.in_flight >= limit {
+            return None;
+        }
+        let place = loop {
+            let place = self.lanes.take_ready()?;
+            // What is set aside keeps its lane but is not worked on.
+            if self.lanes.get_mut(place).is_some_and(|entry| !entry.parked) {
+                break place;
+            }
+        };
+        let entry = self.lanes.get_mut(place)?;
+        let job = Job {
+            place,
+            progress: entry.progress.clone(),
+            hot: entry.hot.clone(),
+            attempt: entry.attempts.saturating_add(1),
+            worker,
+        };
+        self.in_flight += 1;
+        Some(job)
+    }
+
+    fn reached(&mut self) {
+        self.probe_at = None;
+        self.unreachable_in_row = 0;
+    }
+
+    /// Notes that nothing got through; gives the time until the next probe.
+    fn unreachable(&mut self, worker: &RouteWorker) -> Duration {
+        // Several deliveries in hand that fail together are one failure.
+        if self.in_flight == 0 || self.probe_at.is_none() {
+            self.unreachable_in_row = self.unreachable_in_row.saturating_add(1);
+        }
+        let wait = backoff::wait(&worker.route.retry, self.unreachable_in_row, rand::random());
+        self.probe_at = Some(Instant::now() + wait);
+        wait
+    }
+}

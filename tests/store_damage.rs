@@ -1,0 +1,164 @@
+//! Tries to break: **views are rebuilt when missing or damaged, with the same answers**; **a damaged log segment is set
+//! aside and told, the node starts, everything else is intact.** Black-box: files are deleted and bytes flipped while the
+//! node is down.
+
+mod harness;
+
+use harness::channels::all_to;
+use harness::ledger::{settled, transaction, transactions};
+use harness::{Builder, Doubles, Load, Node, Receiver, Rng, Sent, Via, check};
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A node that took enough for several segments, and is down now.
+struct Filled {
+    node: Node,
+    receiver: Receiver,
+    sent: Sent,
+    answers: Answers,
+}
+
+/// What the searches said before the damage: id to (status, control id).
+type Answers = BTreeMap<String, (String, String)>;
+
+fn filled() -> Filled {
+    let receiver = Receiver::willing();
+    let mut node = Builder::new().section("[ledger]\nsegment_size = \"1 MiB\"\n").channel(all_to(&receiver)).start();
+    let load = Load { connections: 8, count: Some(150), size: 3500, ..Load::new(Via::Mllp(node.mllp)) };
+    let sent = load.run(Duration::from_secs(60));
+    assert!(receiver.wait_for(&sent, Duration::from_secs(30)) && settled(&node, Duration::from_secs(30)));
+    let answers = answers(&node);
+    assert_eq!(answers.len(), 1200);
+    assert!(node.stop(Duration::from_secs(30)).is_some());
+    assert!(files(&node, "log-").len() > 2, "several segments: {:?}", files(&node, ""));
+    Filled { node, receiver, sent, answers }
+}
+
+fn answers(node: &Node) -> Answers {
+    let text = |v: &serde_json::Value| v.as_str().unwrap_or_default().to_owned();
+    transactions(node).iter().map(|row| (text(&row["_id"]), (text(&row["status"]), harness::ledger::control_id(row)))).collect()
+}
+
+/// Files anywhere below the store whose names begin so, sorted by name.
+fn files(node: &Node, prefix: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![node.store.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).expect("the store").flatten() {
+            if entry.path().is_dir() {
+                folders.push(entry.path());
+            } else if entry.file_name().to_string_lossy().starts_with(prefix) {
+                found.push(entry.path());
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Overwrites `times` stretches of 2 KiB at random places.
+fn damage(path: &PathBuf, rng: &mut Rng, times: u32) {
+    let file = fs::OpenOptions::new().write(true).open(path).expect("a file");
+    let length = file.metadata().expect("its length").len();
+    for _ in 0..times {
+        let junk: Vec<u8> = (0..2048).map(|_| rng.next() as u8).collect();
+        file.write_all_at(&junk, rng.range(0, length.saturating_sub(2048).max(1))).expect("damage");
+    }
+}
+
+impl Filled {
+    /// Starts it and compares all answers.
+    fn same_answers(&mut self, what: &str) {
+        self.node.start();
+        assert!(settled(&self.node, Duration::from_secs(60)), "{what}: views made again\n{}", self.node.log_tail(20));
+        let now = answers(&self.node);
+        assert_eq!(now.len(), self.answers.len(), "{what}: as many transactions\n{}", self.node.log_tail(20));
+        assert!(now == self.answers, "{what}: the same answers");
+        for id in now.keys().step_by(100) {
+            let told = transaction(&self.node, id);
+            assert!(told["request"]["body"].as_str().is_some_and(|b| b.starts_with("MSH|")), "{what}: {id}: {told}");
+        }
+    }
+
+    fn works(&self, name: &str) {
+        let load = Load { count: Some(10), name: name.into(), ..Load::new(Via::Mllp(self.node.mllp)) };
+        let sent = load.run(Duration::from_secs(20));
+        assert_eq!(sent.acknowledged.len(), 80, "accepts\n{}", self.node.log_tail(20));
+        assert!(self.receiver.wait_for(&sent, Duration::from_secs(20)), "delivers\n{}", self.node.log_tail(20));
+        let mut all = self.sent.clone();
+        all.merge(sent);
+        check(&all, &self.receiver.arrivals(), Doubles::Forbidden).unwrap_or_else(|fault| panic!("{fault}"));
+    }
+}
+
+#[test]
+fn views_that_are_gone_or_damaged_are_made_again() {
+    let mut rng = Rng::from_env("views");
+    let mut filled = filled();
+    for file in [files(&filled.node, "view-"), files(&filled.node, "filter-")].concat() {
+        fs::remove_file(file).expect("removed");
+    }
+    filled.same_answers("views deleted");
+    filled.node.stop(Duration::from_secs(30));
+    for file in [files(&filled.node, "view-"), files(&filled.node, "filter-")].concat() {
+        damage(&file, &mut rng, 4);
+    }
+    filled.same_answers("views damaged");
+    filled.node.stop(Duration::from_secs(30));
+    for (number, file) in files(&filled.node, "view-").iter().enumerate() {
+        let length = if number % 2 == 0 { 0 } else { 5000 };
+        fs::OpenOptions::new().write(true).open(file).and_then(|f| f.set_len(length)).expect("cut");
+    }
+    filled.same_answers("views cut short");
+    filled.works("V");
+}
+
+#[test]
+fn a_damaged_log_segment_is_set_aside_and_told() {
+    let mut rng = Rng::from_env("segment");
+    let mut filled = filled();
+    // A closed one: not the last. Its beginning too, so that nothing of it can be trusted.
+    let logs: Vec<_> = files(&filled.node, "log-").into_iter().filter(|p| p.extension().is_some_and(|e| e == "db")).collect();
+    let victim = &logs[1];
+    damage(victim, &mut rng, 20);
+    fs::OpenOptions::new().write(true).open(victim).and_then(|f| f.write_all_at(&[0x55; 4096], 0)).expect("damage");
+    filled.node.start();
+    let name = victim.file_name().expect("a name").to_string_lossy().into_owned();
+    let log = filled.node.log();
+    assert!(log.contains(&name), "the log names {name}\n{}", filled.node.log_tail(20));
+    assert!(filled.node.metric("hie_ledger_damage_total").unwrap_or(0.0) >= 1.0, "the metric counts it");
+    assert!(settled(&filled.node, Duration::from_secs(30)));
+    let now = answers(&filled.node);
+    println!("{} of {} transactions after the loss of one of {} segments", now.len(), filled.answers.len(), logs.len());
+    let lost = filled.answers.len() - now.len();
+    assert!(lost < filled.answers.len() * 2 / logs.len() + 50, "more than one segment is gone: {lost}");
+    assert!(now.iter().all(|(id, told)| filled.answers.get(id) == Some(told)), "what is there is unchanged");
+    filled.works("S");
+    // And again after another start.
+    filled.node.stop(Duration::from_secs(30));
+    filled.node.start();
+    assert!(answers(&filled.node).len() >= now.len());
+}
+
+/// The open log's end torn off, as a power cut may leave it: what was whole is there, the node starts.
+#[test]
+fn a_torn_end_of_the_open_log_is_survived() {
+    let receiver = Receiver::willing();
+    let mut node = Builder::new().channel(all_to(&receiver)).start();
+    let sent = Load { count: Some(50), ..Load::new(Via::Mllp(node.mllp)) }.run(Duration::from_secs(30));
+    assert!(receiver.wait_for(&sent, Duration::from_secs(20)) && settled(&node, Duration::from_secs(20)));
+    node.kill9();
+    // Bytes that never became a commit, after the last whole one.
+    for wal in files(&node, "log-").iter().filter(|p| p.to_string_lossy().ends_with("-wal")) {
+        let length = fs::metadata(wal).expect("a file").len();
+        let file = fs::OpenOptions::new().append(true).open(wal).expect("a file");
+        file.write_all_at(&[0xa5; 6000], length).expect("a torn end");
+    }
+    node.start();
+    assert!(settled(&node, Duration::from_secs(20)));
+    assert_eq!(transactions(&node).len(), sent.acknowledged.len());
+    check(&sent, &receiver.arrivals(), Doubles::Counted).unwrap_or_else(|fault| panic!("{fault}"));
+}

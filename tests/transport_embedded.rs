@@ -1,0 +1,365 @@
+//! The embedded transport by itself, over a log that lives in memory and receivers that do as they are told:
+//! order per key, barriers, retries that hold their key, parking, pausing, and the way back after a restart.
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use hie::{
+    channel::{AfterPark, Mode, Route, Storage},
+    engine::{
+        deliver::RouteWorker,
+        fact::{Accepted, BodyRef, Fact, RouteProgress, RouteState, Seq, What},
+        gate::Gate,
+        ports::{
+            Append, BodyStream, Clock, CommitSink, Committed, Connector, Delivery, Log, LogError, Reply, ReplyKind, SendError,
+            Transport, Unfinished,
+        },
+        resend::ResendWindow,
+    },
+    message::{Envelope, MessageId, Protocol},
+    transport::embedded::{Embedded, Parts, Sink},
+};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+#[derive(Default)]
+struct MemoryLog {
+    facts: Mutex<Vec<Fact>>,
+    finished: Mutex<HashSet<Seq>>,
+    accepted: Mutex<HashMap<Seq, Accepted>>,
+}
+
+impl Log for MemoryLog {
+    fn append(&self, _: Append) -> BoxFuture<'static, Result<Seq, LogError>> {
+        unreachable!("the tests feed the commit sink themselves")
+    }
+    fn append_later(&self, record: Append) {
+        self.facts.lock().unwrap().push(record.fact);
+    }
+    fn chunk(&self, _: Bytes, _: bool) -> BoxFuture<'static, Result<Seq, LogError>> {
+        Box::pin(async { Ok(1) })
+    }
+    fn read(&self, _: Seq, _: &BodyRef) -> BodyStream {
+        Box::pin(futures_util::stream::empty())
+    }
+    fn accepted(&self, seq: Seq) -> BoxFuture<'static, Result<Accepted, LogError>> {
+        let found = self.accepted.lock().unwrap().get(&seq).cloned().ok_or(LogError::Failed("not there".into()));
+        Box::pin(async move { found })
+    }
+    fn finished(&self, seq: Seq) {
+        assert!(self.finished.lock().unwrap().insert(seq), "finished twice: {seq}");
+    }
+    fn unfinished_by_id(&self, _: MessageId) -> BoxFuture<'_, Result<Option<Unfinished>, LogError>> {
+        Box::pin(async { Ok(None) })
+    }
+}
+
+struct WallClock;
+impl Clock for WallClock {
+    fn now_ms(&self) -> i64 {
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as i64
+    }
+}
+
+/// Answers by script: `answers[control id]` is used up from the front, then AA.
+#[derive(Default)]
+struct Receiver {
+    seen: Mutex<Vec<String>>,
+    answers: Mutex<HashMap<String, Vec<&'static str>>>,
+    in_hand: Mutex<HashSet<String>>,
+    delay: Duration,
+}
+
+impl Connector for Receiver {
+    fn send(&self, delivery: Delivery) -> BoxFuture<'_, Result<Reply, SendError>> {
+        let id = delivery.message.envelope().control_id.clone().unwrap();
+        Box::pin(async move {
+            for key in &delivery.message.envelope().keys {
+                assert!(self.in_hand.lock().unwrap().insert(key.to_string()), "two of key {key} at the same time");
+            }
+            tokio::time::sleep(self.delay).await;
+            for key in &delivery.message.envelope().keys {
+                self.in_hand.lock().unwrap().remove(&key.to_string());
+            }
+            let next =
+                self.answers.lock().unwrap().get_mut(&id).and_then(|a| if a.is_empty() { None } else { Some(a.remove(0)) });
+            match next.unwrap_or("AA") {
+                "down" => Err(SendError::NotSent { target: "t".into(), reason: "refused".into() }),
+                "panic" => panic!("a bug in a connector"),
+                code => {
+                    if code == "AA" {
+                        self.seen.lock().unwrap().push(id);
+                    }
+                    let kind = ReplyKind::Ack { code: code.into() };
+                    Ok(Reply { target: "t".into(), kind, body: Box::pin(futures_util::stream::empty()), len: Some(0) })
+                }
+            }
+        })
+    }
+}
+
+struct Bed {
+    log: Arc<MemoryLog>,
+    gate: Arc<Gate>,
+    transport: Arc<Embedded>,
+    sink: Sink,
+    seq: Seq,
+}
+
+impl Bed {
+    fn new(limit: u64, hot_bodies: u64) -> Self {
+        let log = Arc::new(MemoryLog::default());
+        let gate = Arc::new(Gate::new(limit));
+        let transport = Arc::new(Embedded::new(Parts {
+            log: log.clone(),
+            clock: Arc::new(WallClock),
+            gate: gate.clone(),
+            resend: Arc::new(ResendWindow::new(1000, 1000)),
+            runtime: tokio::runtime::Handle::current(),
+            hot_bodies,
+        }));
+        Self { log, gate, sink: Sink(transport.clone()), transport, seq: 0 }
+    }
+
+    fn worker(&self, name: &str, receiver: &Arc<Receiver>, after_park: AfterPark) -> Arc<RouteWorker> {
+        let mut route: Route = toml::from_str(&format!("name = \"{name}\"\nmllp = [\"t:1\"]\n")).unwrap();
+        route.in_flight = 16;
+        route.retry.first = Duration::from_millis(20);
+        route.retry.max = Duration::from_millis(40);
+        Arc::new(RouteWorker {
+            channel: "a.b".into(),
+            route,
+            after_park,
+            connector: receiver.clone(),
+            log: self.log.clone(),
+            clock: Arc::new(WallClock),
+            metrics: hie::telemetry::engine::ChannelMetrics::of("a.b").route(name),
+        })
+    }
+
+    fn message(&mut self, control_id: &str, keys: &[u64], routes: &[&str]) -> (Seq, Accepted) {
+        self.seq += 1;
+        let accepted = Accepted {
+            envelope: Envelope {
+                version: 1,
+                id: MessageId::now(),
+                received_ms: WallClock.now_ms(),
+                protocol: Protocol::Mllp,
+                listener: "mllp".into(),
+                client: "c".into(),
+                remote: String::new(),
+                kind: String::new(),
+                control_id: Some(control_id.into()),
+                patients: vec![],
+                keys: keys.to_vec(),
+                content_type: String::new(),
+                http: None,
+                body_len: 3,
+                parent: None,
+                control_id_reused: false,
+            },
+            channel: "a.b".into(),
+            mode: Mode::Queue,
+            storage: Storage::All,
+            routes: routes.iter().map(|r| r.to_string()).collect(),
+            idempotent: false,
+            body: BodyRef::Own,
+            body_hash: 0,
+            resend_key: 0,
+        };
+        self.log.accepted.lock().unwrap().insert(self.seq, accepted.clone());
+        (self.seq, accepted)
+    }
+
+    fn commit(&mut self, control_id: &str, keys: &[u64], routes: &[&str]) -> (Seq, Accepted) {
+        let (seq, accepted) = self.message(control_id, keys, routes);
+        self.sink.committed(vec![Committed { seq, accepted: accepted.clone(), body: Some(Bytes::from_static(b"abc")) }]);
+        (seq, accepted)
+    }
+
+    async fn until(&self, what: &str, condition: impl Fn() -> bool) {
+        for _ in 0..1000 {
+            if condition() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("did not come: {what}");
+    }
+}
+
+fn of_key(seen: &[String], key: &str) -> Vec<String> {
+    seen.iter().filter(|s| s.starts_with(key)).cloned().collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn order_per_key_is_kept_through_failures_and_without_memory_for_bodies() {
+    for hot_bodies in [0, 1 << 20] {
+        let mut bed = Bed::new(1_000_000, hot_bodies);
+        let receiver = Arc::new(Receiver { delay: Duration::from_micros(200), ..Receiver::default() });
+        for n in (0..600).step_by(7) {
+            let script = if n % 2 == 0 { vec!["AR", "down"] } else { vec!["down", "down", "AR"] };
+            receiver.answers.lock().unwrap().insert(format!("k{}-{n:04}", n % 6), script);
+        }
+        bed.transport.configure(vec![("a.b".into(), vec![bed.worker("r", &receiver, AfterPark::Continue)])]);
+        for n in 0..600u64 {
+            bed.commit(&format!("k{}-{n:04}", n % 6), &[n % 6], &["r"]);
+        }
+        bed.until("all delivered", || bed.log.finished.lock().unwrap().len() == 600).await;
+        let seen = receiver.seen.lock().unwrap().clone();
+        for key in 0..6 {
+            let of = of_key(&seen, &format!("k{key}-"));
+            let mut sorted = of.clone();
+            sorted.sort();
+            assert_eq!(of, sorted);
+            assert_eq!(of.len(), 100);
+        }
+        assert_eq!(bed.gate.pending(), 0);
+        assert_eq!(bed.transport.routes()[0].pending, 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_parked_message_lets_its_successors_pass_or_holds_them() {
+    for (after_park, passes) in [(AfterPark::Continue, true), (AfterPark::Hold, false)] {
+        let mut bed = Bed::new(1000, 1 << 20);
+        let receiver = Arc::new(Receiver::default());
+        receiver.answers.lock().unwrap().insert("1".into(), vec!["AE"]);
+        bed.transport.configure(vec![("a.b".into(), vec![bed.worker("r", &receiver, after_park)])]);
+        let (seq, accepted) = bed.commit("1", &[7], &["r"]);
+        bed.commit("2", &[7], &["r"]);
+        bed.commit("3", &[8], &["r"]);
+        bed.until("the other key", || receiver.seen.lock().unwrap().contains(&"3".to_string())).await;
+        bed.until("parked", || bed.transport.routes()[0].parked == 1).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(receiver.seen.lock().unwrap().contains(&"2".to_string()), passes);
+        let message = Unfinished { seq, accepted, routes: vec![RouteProgress { attempts: 1, state: RouteState::Parked }] };
+        assert_eq!(bed.transport.requeue(&message, Some("other")), 0);
+        assert_eq!(bed.transport.requeue(&message, None), 1);
+        assert_eq!(bed.transport.requeue(&message, None), 0, "only once");
+        bed.until("all finished", || bed.log.finished.lock().unwrap().len() == 3).await;
+        let seen = receiver.seen.lock().unwrap().clone();
+        let position = |id: &str| seen.iter().position(|s| s == id).unwrap();
+        assert_eq!(position("1") < position("2"), !passes, "held: the order is kept");
+        assert_eq!((bed.gate.pending(), bed.transport.routes()[0].parked), (0, 0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_discarded_message_is_finished_and_frees_its_key() {
+    let mut bed = Bed::new(1000, 1 << 20);
+    let receiver = Arc::new(Receiver::default());
+    receiver.answers.lock().unwrap().insert("1".into(), vec!["AE"]);
+    bed.transport.configure(vec![("a.b".into(), vec![bed.worker("r", &receiver, AfterPark::Hold)])]);
+    let (seq, accepted) = bed.commit("1", &[7], &["r"]);
+    bed.commit("2", &[7], &["r"]);
+    bed.until("parked", || bed.transport.routes()[0].parked == 1).await;
+    let message = Unfinished { seq, accepted, routes: vec![] };
+    assert_eq!(bed.transport.discard(&message, None), 1);
+    bed.until("both finished", || bed.log.finished.lock().unwrap().len() == 2).await;
+    assert_eq!(*receiver.seen.lock().unwrap(), ["2"]);
+    assert_eq!(bed.gate.pending(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_secondary_route_does_not_hold_up_the_primary_and_is_probed_not_hammered() {
+    let mut bed = Bed::new(100_000, 1 << 20);
+    let (good, dead) = (Arc::new(Receiver::default()), Arc::new(Receiver::default()));
+    for n in 0..200 {
+        dead.answers.lock().unwrap().insert(n.to_string(), vec!["down"; 10_000]);
+    }
+    let workers = vec![bed.worker("good", &good, AfterPark::Continue), bed.worker("dead", &dead, AfterPark::Continue)];
+    bed.transport.configure(vec![("a.b".into(), workers)]);
+    for n in 0..200u64 {
+        bed.commit(&n.to_string(), &[n], &["good", "dead"]);
+    }
+    bed.until("primary complete", || good.seen.lock().unwrap().len() == 200).await;
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    let attempts =
+        bed.log.facts.lock().unwrap().iter().filter(|f| matches!(&f.what, What::Attempt(a) if a.route == "dead")).count();
+    assert!((2..=60).contains(&attempts), "{attempts} attempts on a dead receiver: one probe at a time with backoff");
+    assert_eq!(bed.gate.pending(), 200);
+    assert!(bed.log.finished.lock().unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_panic_in_a_connector_neither_loses_the_message_nor_stops_the_others() {
+    let mut bed = Bed::new(1000, 1 << 20);
+    let receiver = Arc::new(Receiver::default());
+    receiver.answers.lock().unwrap().insert("1".into(), vec!["panic"]);
+    bed.transport.configure(vec![("a.b".into(), vec![bed.worker("r", &receiver, AfterPark::Continue)])]);
+    bed.commit("1", &[1], &["r"]);
+    bed.commit("2", &[2], &["r"]);
+    bed.until("the other", || receiver.seen.lock().unwrap().contains(&"2".to_string())).await;
+    assert_eq!(bed.transport.routes()[0].pending, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn paused_routes_keep_what_comes_and_the_gate_shuts_at_the_limit() {
+    let mut bed = Bed::new(5, 1 << 20);
+    let receiver = Arc::new(Receiver::default());
+    bed.transport.configure(vec![("a.b".into(), vec![bed.worker("r", &receiver, AfterPark::Continue)])]);
+    bed.transport.pause("a.b", "r", true).unwrap();
+    assert!(bed.transport.pause("a.b", "x", true).is_err());
+    for n in 0..5u64 {
+        bed.commit(&n.to_string(), &[1], &["r"]);
+    }
+    assert!(!bed.gate.is_open());
+    assert_eq!(bed.transport.routes()[0].pending, 5);
+    bed.transport.pause("a.b", "r", false).unwrap();
+    bed.gate.wait_open().await;
+    bed.until("all", || receiver.seen.lock().unwrap().len() == 5).await;
+    assert_eq!(*receiver.seen.lock().unwrap(), ["0", "1", "2", "3", "4"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_unfinished_comes_back_in_order_and_an_interrupted_request_is_never_sent_again() {
+    let mut bed = Bed::new(1000, 1 << 20);
+    let receiver = Arc::new(Receiver::default());
+    bed.transport.configure(vec![("a.b".into(), vec![bed.worker("r", &receiver, AfterPark::Hold)])]);
+    let waiting = RouteProgress::default();
+    let parked = RouteProgress { attempts: 3, state: RouteState::Parked };
+    let mut proxied = bed.message("proxied", &[9], &["r"]);
+    proxied.1.mode = Mode::Proxy;
+    let mut idempotent = bed.message("idempotent", &[9], &["r"]);
+    idempotent.1.mode = Mode::Proxy;
+    idempotent.1.idempotent = true;
+    let held = bed.message("held", &[5], &["r"]);
+    let behind = bed.message("behind", &[5], &["r"]);
+    let free = bed.message("free", &[6], &["r"]);
+    for ((seq, accepted), state) in
+        [(proxied, waiting), (idempotent, waiting), (held.clone(), parked), (behind, waiting), (free, waiting)]
+    {
+        bed.transport.restore(Unfinished { seq, accepted, routes: vec![state] });
+    }
+    assert!(receiver.seen.lock().unwrap().is_empty(), "nothing before launch");
+    bed.transport.launch();
+    bed.until("the free ones", || receiver.seen.lock().unwrap().len() == 2).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let mut seen = receiver.seen.lock().unwrap().clone();
+    seen.sort();
+    assert_eq!(seen, ["free", "idempotent"]);
+    assert!(bed.log.facts.lock().unwrap().iter().any(|f| matches!(f.what, What::Unknown)));
+    let message = Unfinished { seq: held.0, accepted: held.1, routes: vec![parked] };
+    assert_eq!(bed.transport.requeue(&message, Some("r")), 1);
+    bed.until("all", || receiver.seen.lock().unwrap().len() == 4).await;
+    assert_eq!(receiver.seen.lock().unwrap()[2..], ["held", "behind"]);
+    assert_eq!(bed.log.finished.lock().unwrap().len(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn drain_lets_what_is_in_hand_end_and_begins_nothing_new() {
+    let mut bed = Bed::new(1000, 1 << 20);
+    let receiver = Arc::new(Receiver { delay: Duration::from_millis(100), ..Receiver::default() });
+    bed.transport.configure(vec![("a.b".into(), vec![bed.worker("r", &receiver, AfterPark::Continue)])]);
+    bed.commit("1", &[1], &["r"]);
+    bed.commit("2", &[1], &["r"]);
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    bed.transport.drain().await;
+    assert_eq!(*receiver.seen.lock().unwrap(), ["1"]);
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    assert_eq!(*receiver.seen.lock().unwrap(), ["1"]);
+    assert_eq!(bed.gate.pending(), 1);
+}
