@@ -15,6 +15,7 @@ use harness::{Rng, scenario};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
+use std::time::Duration;
 
 /// The binary built with this feature.
 fn broken(feature: &str) -> PathBuf {
@@ -61,7 +62,7 @@ fn without_fsync_the_trace_turns_red() {
 #[test]
 fn acknowledging_before_the_commit_turns_the_kill_test_red() {
     let mut rng = Rng::from_env("break-ack");
-    let told = scenario::kills(broken("break-ack"), &mut rng, 30);
+    let told = scenario::kills(broken("break-ack"), &mut rng, 15, Duration::from_secs(10));
     must_be_red("break-ack", told, &[" lost: ", "no transaction"]);
 }
 

@@ -1,6 +1,8 @@
 //! Keeps `docs/configuration.md` true: every key that the program knows is in it, under its section, and none that it
 //! does not know. The program's own "unknown key" error tells which it knows.
 
+mod harness;
+
 use hie::{channel, config};
 use serde::de::DeserializeOwned;
 
@@ -56,4 +58,23 @@ fn the_readme_names_subcommands_that_exist() {
         seen += 1;
     }
     assert!(seen >= 5, "the README shows the walk-through");
+}
+
+/// Every metric that the operations guide names is registered somewhere. (A family without a series yet is not in the answer
+/// of a fresh node, so the sources are asked.)
+#[test]
+fn the_metrics_that_operators_are_told_of_exist() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/telemetry");
+    let sources: String =
+        harness::corpus::files(&root, "rs").iter().map(|(_, b)| String::from_utf8_lossy(b).into_owned()).collect();
+    let text = include_str!("../docs/operations.md");
+    let named: Vec<_> = text.split('`').filter(|w| w.starts_with("hie_")).map(|w| w.split('{').next().unwrap_or(w)).collect();
+    assert!(named.len() > 5);
+    for name in named {
+        let base = name.trim_start_matches("hie_").trim_end_matches("_total");
+        assert!(
+            sources.contains(&format!("\"{base}\"")) || sources.contains(&format!("\"{name}\"")),
+            "{name} is registered nowhere"
+        );
+    }
 }

@@ -8,10 +8,11 @@
 mod harness;
 
 use harness::{Rng, env_number};
+use std::time::Duration;
 
 #[test]
 fn nothing_acknowledged_is_lost_and_order_holds_over_kills() {
     let mut rng = Rng::from_env("durability");
-    let told = harness::scenario::kills(harness::node::binary(), &mut rng, env_number("HIE_KILLS", 30));
+    let told = harness::scenario::kills(harness::node::binary(), &mut rng, env_number("HIE_KILLS", 30), Duration::from_secs(90));
     told.unwrap_or_else(|fault| panic!("{fault}"));
 }

@@ -73,7 +73,9 @@ impl Filled {
     /// Starts it and compares all answers.
     fn same_answers(&mut self, what: &str) {
         self.node.start();
-        assert!(settled(&self.node, Duration::from_secs(60)), "{what}: views made again\n{}", self.node.log_tail(20));
+        let settled = settled(&self.node, Duration::from_secs(60));
+        let status = self.node.get("/status").text();
+        assert!(settled, "{what}: views made again: {status}\n{}", self.node.log_tail(20));
         let now = answers(&self.node);
         assert_eq!(now.len(), self.answers.len(), "{what}: as many transactions\n{}", self.node.log_tail(20));
         assert!(now == self.answers, "{what}: the same answers");

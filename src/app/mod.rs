@@ -214,6 +214,8 @@ impl Node {
         if ended == Ended::Stopped {
             systemd::stopping(limit + Duration::from_secs(10));
         }
+        // Balancers see it before the first connection is refused.
+        self.engine.announce_drain();
         self.drain.cancel();
         // Gateways first: what they have in hand may still need deliveries (proxy mode).
         self.instances.join();

@@ -34,10 +34,10 @@ const LARGEST: u64 = 64 << 20;
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  hie try --config hie.toml samples/adt-a01.hl7
+  hie try --config hie.toml samples/hl7v2/adt-a01-admit.hl7
   hie try --config hie.toml --protocol http --path /fhir/Patient \\
       --header 'Content-Type: application/fhir+json' patient.json
-  hie try samples/oru-r01.hl7 --client lab --json
+  hie try samples/hl7v2/oru-r01-laboratory.hl7 --client lab --json
 
 Ends with 0 when a channel takes the sample, 1 when it would be refused, 65 when the configuration is wrong.")]
 pub struct TryArgs {

@@ -4,7 +4,8 @@ use super::{
     Engine,
     content::Content,
     fact::{Accepted, BodyRef, Fact, Seq, What},
-    ports::{Answer, Append, Arrival, Credentials, Denied, Incoming, Intake, Refusal, Stored},
+    ports::{Answer, Append, Arrival, Credentials, Denied, Incoming, Intake, Refusal},
+    proxy::{Direct, Proxied},
     resend::Seen,
     staging::{self, Staged},
 };
@@ -30,6 +31,8 @@ const RESEND_WAIT: Duration = Duration::from_secs(20);
 struct Matched {
     channel: Arc<Compiled>,
     metrics: Option<Arc<events::ChannelMetrics>>,
+    /// The way to the primary route, of the same configuration as the channel.
+    direct: Option<Arc<Direct>>,
     started: Instant,
     envelope: Envelope,
     resend_key: u64,
@@ -78,7 +81,7 @@ impl Engine {
         };
         let matched = match self.examine(&mut arrival, id, &head, complete) {
             Ok(matched) => matched,
-            Err((refusal, envelope)) => return self.refuse(*envelope, refusal, head),
+            Err((refusal, envelope, storage)) => return self.refuse(*envelope, refusal, head, storage),
         };
         if self.parts.gate.is_draining() && arrival.protocol == Protocol::File {
             return Answer::Refused { id: None, refusal: Refusal::Busy("the node is shutting down", Duration::from_secs(5)) };
@@ -88,7 +91,8 @@ impl Engine {
             return Answer::Refused { id: None, refusal };
         }
         let channel = &matched.channel.channel;
-        let transient = channel.storage != Storage::All;
+        let storage = channel.storage;
+        let transient = storage != Storage::All;
         let limit = channel.max_body.unwrap_or(self.parts.limits.max_body).as_u64();
         let staged = match body {
             Incoming::Whole(bytes) if bytes.len() as u64 > limit => Err(Refusal::TooLarge { limit }),
@@ -100,7 +104,7 @@ impl Engine {
         };
         match staged {
             Ok(staged) => self.commit(matched, staged).await,
-            Err(refusal) => self.refuse(matched.envelope, refusal, head),
+            Err(refusal) => self.refuse(matched.envelope, refusal, head, storage),
         }
     }
 
@@ -111,32 +115,34 @@ impl Engine {
         id: MessageId,
         head: &[u8],
         complete: bool,
-    ) -> Result<Matched, (Refusal, Box<Envelope>)> {
+    ) -> Result<Matched, (Refusal, Box<Envelope>, Storage)> {
         let charset = self.parts.listeners.get(&*arrival.listener).and_then(|policy| policy.charset);
         let view = charset::view(head, charset);
         let content = match Content::read(arrival, head, &view, complete) {
             Ok(content) => content,
-            Err(refusal) => return Err((refusal, Box::new(self.envelope(arrival, id, None, head.len())))),
+            Err(refusal) => return Err((refusal, Box::new(self.envelope(arrival, id, None, head.len())), Storage::All)),
         };
         let in_force = self.in_force.load();
         let subject = content.subject(arrival, head.len() as u64);
         let Some(channel) = in_force.set.choose(&subject) else {
-            return Err((Refusal::NoChannel, Box::new(self.envelope(arrival, id, Some(&content), head.len()))));
+            return Err((Refusal::NoChannel, Box::new(self.envelope(arrival, id, Some(&content), head.len())), Storage::All));
         };
         let keys = channel.keys(&subject);
         let channel = channel.clone();
+        let storage = channel.channel.storage;
         let mut envelope = self.envelope(arrival, id, Some(&content), head.len());
         let resend_key = content.resend_key;
         envelope.keys = keys;
         if !self.parts.directory.allowed(&arrival.client, &channel.channel.allow) {
-            return Err((Refusal::NotAllowed, Box::new(envelope)));
+            return Err((Refusal::NotAllowed, Box::new(envelope), storage));
         }
         if let Err(retry_after) = self.parts.directory.rate_check(&arrival.client) {
-            return Err((Refusal::RateLimited { retry_after }, Box::new(envelope)));
+            return Err((Refusal::RateLimited { retry_after }, Box::new(envelope), storage));
         }
         envelope.http = arrival.http.take();
         let metrics = in_force.metrics.get(&channel.channel.name).cloned();
-        Ok(Matched { channel, metrics, started: Instant::now(), envelope, resend_key })
+        let direct = in_force.direct.get(&channel.channel.name).cloned();
+        Ok(Matched { channel, metrics, direct, started: Instant::now(), envelope, resend_key })
     }
 
     fn envelope(&self, arrival: &Arrival, id: MessageId, content: Option<&Content<'_>>, len: usize) -> Envelope {
@@ -162,7 +168,7 @@ impl Engine {
 
     /// Makes it durable, unless it is a resend of what is durable already.
     async fn commit(&self, matched: Matched, staged: Staged) -> Answer {
-        let Matched { channel, metrics, started, mut envelope, resend_key } = matched;
+        let Matched { channel, metrics, direct, started, mut envelope, resend_key } = matched;
         let id = envelope.id;
         let body_hash = staged.hash;
         match self.parts.resend.check(resend_key, body_hash, id, envelope.received_ms) {
@@ -191,21 +197,23 @@ impl Engine {
             resend_key,
             envelope,
         };
-        let direct = (mode == Mode::Proxy).then(|| self.in_force.load().direct.get(&config.name).cloned()).flatten();
-        let for_proxy = direct.is_some().then(|| (accepted.clone(), staged.whole.clone()));
+        if mode == Mode::Proxy {
+            let Some(direct) = direct else {
+                return Answer::Refused { id: None, refusal: Refusal::NoChannel };
+            };
+            let answer = direct.forward(Proxied { accepted, body: staged.whole }).await;
+            if let (Some(channel), Answer::Response { .. }) = (&metrics, &answer) {
+                events::Accepted { channel, bytes: staged.len, took: started.elapsed() }.emit();
+            }
+            return answer;
+        }
         let fact = Fact { id, home: 0, at: accepted.envelope.received_ms, what: What::Accepted(Box::new(accepted)) };
         match self.parts.transport.accept(Append { fact, body: staged.whole, deliver: true }).await {
-            Ok(seq) => {
+            Ok(_) => {
                 if let Some(channel) = &metrics {
                     events::Accepted { channel, bytes: staged.len, took: started.elapsed() }.emit();
                 }
-                match (direct, for_proxy) {
-                    (Some(direct), Some((accepted, body))) => {
-                        let stored = Stored { seq, accepted, body, source: self.parts.log.clone() };
-                        direct.forward(Arc::new(stored)).await
-                    }
-                    _ => Answer::Accepted { id, resend: false },
-                }
+                Answer::Accepted { id, resend: false }
             }
             Err(error) => {
                 if resend_key != 0 {
@@ -239,9 +247,18 @@ impl Engine {
     }
 
     /// Records a refused message, as far as the store goes along, and answers.
-    fn refuse(&self, envelope: Envelope, refusal: Refusal, head: Bytes) -> Answer {
+    fn refuse(&self, mut envelope: Envelope, refusal: Refusal, head: Bytes, storage: Storage) -> Answer {
         let id = envelope.id;
-        let kept = head.len() <= REFUSED_BODY && !head.is_empty();
+        if refusal == Refusal::Store || !(self.parts.troubles)().is_empty() {
+            // What space is left belongs to what finishes accepted messages.
+            return Answer::Refused { id: None, refusal };
+        }
+        if matches!(storage, Storage::Metadata | Storage::None) {
+            envelope.patients.clear();
+            envelope.control_id = None;
+            envelope.http = None;
+        }
+        let kept = storage == Storage::All && head.len() <= REFUSED_BODY && !head.is_empty();
         let fact = Fact {
             id,
             home: 0,

@@ -2,11 +2,12 @@
 
 use super::{
     backoff,
-    fact::{Attempt, BodyRef, Fact, Outcome, What},
+    fact::{Attempt, BodyRef, Fact, Outcome, Seq, What},
     judge::{self, Judgement},
     ports::{Append, BodyStream, Clock, Connector, Delivery, Log, SendError, Stored},
 };
 use crate::channel::{AckAction, AfterPark, Route, Storage};
+use crate::message::MessageId;
 use crate::telemetry::engine as events;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
@@ -14,6 +15,9 @@ use std::{sync::Arc, time::Duration};
 
 /// Answers up to this size are stored in one piece with the attempt.
 pub(super) const WHOLE: usize = 64 * 1024;
+
+/// Attempts that fail inside the node before a message is set aside.
+const NOT_ATTEMPTED_AT_MOST: u32 = 10;
 
 /// What became of an attempt.
 #[derive(Clone, Debug, PartialEq)]
@@ -91,6 +95,32 @@ impl RouteWorker {
         }
     }
 
+    /// An attempt that did not come as far as the way out: the message cannot be read back, or a bug stopped it. Tried again
+    /// for a while, then set aside, so that one message never stops its key for ever.
+    pub fn not_attempted(&self, id: MessageId, home: Seq, received_ms: i64, number: u32, error: String) -> Verdict {
+        let old = backoff::given_up(&self.route.retry, self.clock.now_ms() - received_ms);
+        let outcome = if old || number >= NOT_ATTEMPTED_AT_MOST { Outcome::Parked } else { Outcome::Retry };
+        events::Attempt { route: &self.metrics, outcome, took: Duration::ZERO }.emit();
+        let attempt = Attempt {
+            route: self.route.name.clone(),
+            number,
+            target: String::new(),
+            took_ms: 0,
+            outcome,
+            status: 0,
+            ack: String::new(),
+            error: error.clone(),
+            response: BodyRef::None,
+            response_len: 0,
+        };
+        let fact = Fact { id, home, at: self.clock.now_ms(), what: What::Attempt(Box::new(attempt)) };
+        self.log.append_later(Append { fact, body: None, deliver: false });
+        match outcome {
+            Outcome::Parked => Verdict::Parked { error },
+            _ => Verdict::Retry { after: backoff::wait(&self.route.retry, number, 1.0), unreachable: false, error },
+        }
+    }
+
     #[expect(clippy::too_many_arguments, reason = "one call; a struct would only repeat Attempt")]
     fn record(
         &self,
@@ -126,11 +156,13 @@ impl RouteWorker {
     }
 }
 
-fn target_of(error: &SendError) -> String {
+/// The target that an attempt without an answer was for.
+pub(super) fn target_of(error: &SendError) -> String {
     match error {
-        SendError::NotSent { target, .. } | SendError::Broken { target, .. } | SendError::Timeout { target, .. } => {
-            target.clone()
-        }
+        SendError::NotSent { target, .. }
+        | SendError::Unsendable { target, .. }
+        | SendError::Broken { target, .. }
+        | SendError::Timeout { target, .. } => target.clone(),
     }
 }
 

@@ -24,6 +24,9 @@ pub fn judge(route: &Route, answer: Result<&ReplyKind, &SendError>) -> Judgement
         Ok(ReplyKind::Written) => done(0, String::new()),
         Ok(ReplyKind::Http { status, .. }) => http(route, *status),
         Ok(ReplyKind::Ack { code }) => ack(route, code),
+        Err(error @ SendError::Unsendable { .. }) => {
+            Judgement { action: AckAction::Park, status: 0, ack: String::new(), error: error.to_string(), unreachable: false }
+        }
         Err(error) => {
             let key = if matches!(error, SendError::Timeout { .. }) { "timeout" } else { "broken" };
             let action = route.on.get(key).copied().unwrap_or(AckAction::Retry);
@@ -105,6 +108,9 @@ mod tests {
         assert_eq!(judge(&r, Ok(&ReplyKind::Written)).action, AckAction::Deliver);
         let silence = SendError::Timeout { target: "h:1".into(), after: Duration::from_secs(1) };
         assert_eq!(judge(&r, Err(&silence)).action, AckAction::Retry);
+        let never = SendError::Unsendable { target: "h:1".into(), reason: "a frame end in the body".into() };
+        assert_eq!(judge(&r, Err(&never)).action, AckAction::Park);
+        assert!(!judge(&r, Err(&never)).unreachable);
         assert!(judge(&r, Err(&SendError::NotSent { target: "h:1".into(), reason: "refused".into() })).unreachable);
     }
 

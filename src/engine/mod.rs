@@ -129,16 +129,23 @@ impl Engine {
     /// Swaps in another set of channels, whole or not at all.
     pub fn configure(&self, channels: Vec<Channel>) -> Result<(), SetError> {
         let (in_force, workers) = Self::compile(&self.parts, channels)?;
+        let in_force = Arc::new(in_force);
+        // First nothing new comes to what is gone, then its workers go.
+        self.in_force.store(in_force.clone());
         self.parts.transport.configure(workers);
         let channels = in_force.set.iter().map(|c| &c.channel);
         retain(channels.map(|c| (c.name.as_str(), c.routes.iter().map(|r| r.name.as_str()).collect())));
-        self.in_force.store(Arc::new(in_force));
         Ok(())
     }
 
-    /// Accepts nothing new, works off what is in hand; resolves when that is done.
-    pub async fn drain(&self) {
+    /// The node is about to end: it is not ready any more, what is in hand goes on.
+    pub fn announce_drain(&self) {
         self.parts.gate.drain();
+    }
+
+    /// Begins no further delivery; resolves when those in hand have ended.
+    pub async fn drain(&self) {
+        self.announce_drain();
         self.parts.transport.drain().await;
     }
 }

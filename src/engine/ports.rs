@@ -211,6 +211,10 @@ pub enum SendError {
     /// Nothing was sent: the receiver could not have seen the message.
     #[error("{target}: {reason}")]
     NotSent { target: String, reason: String },
+    /// This message can never be sent on this route, whatever the receiver does (a frame end inside the body, a path that
+    /// does not fit the target): it is set aside, and the route goes on.
+    #[error("{target}: {reason}")]
+    Unsendable { target: String, reason: String },
     /// Sent at least in part, no usable answer (broken connection, garbage, an acknowledgment for another message).
     #[error("{target}: {reason}")]
     Broken { target: String, reason: String },

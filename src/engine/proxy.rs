@@ -3,12 +3,14 @@
 
 use super::{
     Parts,
-    deliver::{Collected, WHOLE},
-    fact::{Attempt, BodyRef, Fact, Outcome, Seq, What},
+    deliver::{Collected, WHOLE, target_of},
+    fact::{Accepted, Attempt, BodyRef, Fact, Outcome, Seq, What},
     ports::{
         Answer, Append, BodyStream, Clock, Connector, Delivery, Log, OpenConnector, Refusal, Reply, ReplyKind, Response,
         SendError, Stored, Transport,
     },
+    resend::ResendWindow,
+    staging,
 };
 use crate::telemetry::engine::{Attempt as Attempted, RouteMetrics};
 use crate::{
@@ -23,8 +25,9 @@ use std::{
     io,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release},
     },
+    task::Poll,
     time::Instant,
 };
 use tokio::sync::{mpsc, oneshot};
@@ -47,13 +50,20 @@ pub(super) struct Direct {
     log: Arc<dyn Log>,
     clock: Arc<dyn Clock>,
     metrics: Arc<RouteMetrics>,
+    resend: Arc<ResendWindow>,
+}
+
+/// A request to forward: its accept fact, and its body when whole.
+pub(super) struct Proxied {
+    pub accepted: Accepted,
+    pub body: Option<Bytes>,
 }
 
 impl Direct {
     pub fn new(open: OpenConnector, route: Route, parts: &Parts, metrics: Arc<RouteMetrics>) -> Self {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let (transport, log, clock) = (parts.transport.clone(), parts.log.clone(), parts.clock.clone());
-        Self { number: NUMBER.fetch_add(1, Relaxed), open, route, transport, log, clock, metrics }
+        Self { number: NUMBER.fetch_add(1, Relaxed), open, route, transport, log, clock, metrics, resend: parts.resend.clone() }
     }
 
     fn connector(&self) -> Result<Arc<dyn Connector>, String> {
@@ -71,16 +81,33 @@ impl Direct {
         })
     }
 
-    /// Forwards a durable request and gives the response to relay. Goes on by itself when the sender does not wait for the
-    /// end: what the upstream has begun is recorded.
-    pub async fn forward(self: Arc<Self>, message: Arc<Stored>) -> Answer {
-        let id = message.envelope().id;
+    /// Makes a request durable, forwards it and gives the response to relay. Goes on by itself when the sender does not wait
+    /// for the end: what the upstream has begun is recorded.
+    pub async fn forward(self: Arc<Self>, record: Proxied) -> Answer {
+        let id = record.accepted.envelope.id;
         let (answer, answered) = oneshot::channel();
-        let exchange = Exchange { open: true, id, seq: message.seq, direct: self, started: Instant::now() };
-        tokio::spawn(exchange.run(message, answer));
-        answered
-            .await
-            .unwrap_or(Answer::Refused { id: Some(id), refusal: Refusal::Upstream("internal error; see the log".into()) })
+        tokio::spawn(self.take(record, answer));
+        let internal = "internal error; see the log";
+        answered.await.unwrap_or(Answer::Refused { id: Some(id), refusal: Refusal::Upstream(internal.into()) })
+    }
+
+    /// Makes it durable and forwards it; in a task of its own, so that a sender who leaves does not leave it half-done.
+    async fn take(self: Arc<Self>, record: Proxied, answer: oneshot::Sender<Answer>) {
+        let Proxied { accepted, body } = record;
+        let (id, key) = (accepted.envelope.id, accepted.resend_key);
+        let fact = Fact { id, home: 0, at: accepted.envelope.received_ms, what: What::Accepted(Box::new(accepted.clone())) };
+        match self.transport.accept(Append { fact, body: body.clone(), deliver: true }).await {
+            Ok(seq) => {
+                let exchange = Exchange { open: true, id, seq, key, direct: self.clone(), started: Instant::now() };
+                let message = Stored { seq, accepted, body, source: self.log.clone() };
+                exchange.run(Arc::new(message), answer).await;
+            }
+            Err(error) => {
+                self.resend.failed(key, id);
+                // The sender may have gone; nothing was accepted.
+                let _ = answer.send(Answer::Refused { id: None, refusal: staging::refusal(error) });
+            }
+        }
     }
 }
 
@@ -89,6 +116,8 @@ struct Exchange {
     open: bool,
     id: MessageId,
     seq: Seq,
+    /// See [`Accepted::resend_key`].
+    key: u64,
     direct: Arc<Direct>,
     started: Instant,
 }
@@ -117,13 +146,11 @@ impl Exchange {
     fn failed(&mut self, error: SendError, answer: oneshot::Sender<Answer>) {
         let (status, refusal) = match &error {
             SendError::Timeout { .. } => (504, Refusal::UpstreamTimeout),
-            SendError::NotSent { .. } | SendError::Broken { .. } => (502, Refusal::Upstream(error.to_string())),
+            SendError::NotSent { .. } => (502, Refusal::Upstream("not reached".into())),
+            SendError::Unsendable { .. } => (502, Refusal::Upstream("the message cannot be sent there".into())),
+            SendError::Broken { .. } => (502, Refusal::Upstream("broke off".into())),
         };
-        let target = match &error {
-            SendError::NotSent { target, .. } | SendError::Broken { target, .. } | SendError::Timeout { target, .. } => {
-                target.clone()
-            }
-        };
+        let target = target_of(&error);
         self.record_attempt(target, Outcome::Failed, 0, String::new(), error.to_string());
         self.finish(status, Vec::new(), Collected::default());
         // The sender may have gone; the record stands.
@@ -153,9 +180,10 @@ impl Exchange {
             return;
         }
         let (pieces, stream) = mpsc::channel::<io::Result<Bytes>>(IN_BETWEEN);
-        let response = Response { status, headers: headers.clone(), len, body: from_channel(stream) };
+        let whole = Arc::new(AtomicBool::new(false));
+        let response = Response { status, headers: headers.clone(), len, body: from_channel(stream, whole.clone()) };
         let _ = answer.send(Answer::Response { id: self.id, response });
-        let result = tee(body, pieces, &*self.direct.log, keep).await;
+        let result = tee(body, pieces, &*self.direct.log, keep, &whole).await;
         let error = result.as_ref().err().map(ToString::to_string).unwrap_or_default();
         self.record_attempt(target, if error.is_empty() { outcome(status) } else { Outcome::Failed }, status, ack, error);
         let status = if result.is_ok() { status } else { 502 };
@@ -184,6 +212,14 @@ impl Exchange {
 
     fn finish(&mut self, status: u16, headers: Vec<(String, HeaderBytes)>, response: Collected) {
         self.open = false;
+        if self.key != 0 {
+            match status {
+                // A repetition need not reach the upstream again.
+                200..=299 => self.direct.resend.committed(std::iter::once((self.key, self.id, self.seq))),
+                // The sender was told that it failed: when it sends again, it means it.
+                _ => self.direct.resend.failed(self.key, self.id),
+            }
+        }
         let Collected { body, whole, len } = response;
         self.record(What::Responded { status, headers, body, len }, whole);
         self.direct.transport.answered(self.seq);
@@ -198,6 +234,7 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         if self.open {
+            self.direct.resend.failed(self.key, self.id);
             self.record(What::Unknown, None);
             self.direct.transport.answered(self.seq);
         }
@@ -220,8 +257,16 @@ fn once(bytes: Bytes) -> BodyStream {
     Box::pin(futures_util::stream::once(async move { Ok(bytes) }))
 }
 
-fn from_channel(mut stream: mpsc::Receiver<io::Result<Bytes>>) -> BodyStream {
-    Box::pin(futures_util::stream::poll_fn(move |cx| stream.poll_recv(cx)))
+/// The pieces that come by a channel. One that closes before the response is `whole` is an error, never an early end.
+fn from_channel(mut stream: mpsc::Receiver<io::Result<Bytes>>, whole: Arc<AtomicBool>) -> BodyStream {
+    let mut told = false;
+    Box::pin(futures_util::stream::poll_fn(move |cx| match stream.poll_recv(cx) {
+        Poll::Ready(None) if !whole.load(Acquire) && !told => {
+            told = true;
+            Poll::Ready(Some(Err(io::Error::other("the response broke off"))))
+        }
+        other => other,
+    }))
 }
 
 async fn whole(mut stream: BodyStream) -> io::Result<Bytes> {
@@ -245,7 +290,14 @@ fn collected(bytes: Bytes, keep: bool) -> Collected {
 }
 
 /// Passes a large response on and into the log, piece by piece, at the pace of the slower of the two.
-async fn tee(mut body: BodyStream, pieces: mpsc::Sender<io::Result<Bytes>>, log: &dyn Log, keep: bool) -> io::Result<Collected> {
+/// Trouble with the log ends the record, not the response.
+async fn tee(
+    mut body: BodyStream,
+    pieces: mpsc::Sender<io::Result<Bytes>>,
+    log: &dyn Log,
+    mut keep: bool,
+    whole: &AtomicBool,
+) -> io::Result<Collected> {
     let mut result = Collected::default();
     let mut seqs = Vec::new();
     let mut buffer = BytesMut::new();
@@ -261,15 +313,28 @@ async fn tee(mut body: BodyStream, pieces: mpsc::Sender<io::Result<Bytes>>, log:
         if keep {
             buffer.extend_from_slice(&piece);
             if buffer.len() >= 4 * WHOLE {
-                seqs.push(log.chunk(buffer.split().freeze(), false).await.map_err(io::Error::other)?);
+                match log.chunk(buffer.split().freeze(), false).await {
+                    Ok(seq) => seqs.push(seq),
+                    Err(_) => {
+                        keep = false;
+                        seqs.clear();
+                    }
+                }
             }
         }
         // A sender that has gone does not stop the record.
         let _ = pieces.send(Ok(piece)).await;
     }
+    whole.store(true, Release);
+    if !keep {
+        return Ok(result);
+    }
     if !seqs.is_empty() {
         if !buffer.is_empty() {
-            seqs.push(log.chunk(buffer.freeze(), false).await.map_err(io::Error::other)?);
+            match log.chunk(buffer.freeze(), false).await {
+                Ok(seq) => seqs.push(seq),
+                Err(_) => return Ok(result),
+            }
         }
         result.body = BodyRef::Chunks { seqs, transient: false };
     } else if !buffer.is_empty() {

@@ -9,7 +9,7 @@ use std::{
 };
 
 /// How long an accept that never reported its end counts as under way.
-const PENDING_FOR_MS: i64 = 30_000;
+const PENDING_FOR_MS: i64 = 120_000;
 
 /// What the window knows about an arriving message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -137,6 +137,7 @@ impl Folder {
             }
             if count == 0 && !complete {
                 self.core.folded.set(self.at);
+                event::Folded { facts: 0, lag: committed.saturating_sub(self.at) }.emit();
                 break;
             }
             self.core.folded.set(self.at);
@@ -155,7 +156,8 @@ impl Folder {
         }
         self.fold_part(segment.first, &facts, &own, Some(last), &mut moved_away)?;
         for (first, rows) in batch::group(&self.core, moved_away) {
-            self.view(first)?.remove(&rows)?;
+            let removed = self.view(first)?.remove(&rows);
+            self.noting(first, removed)?;
         }
         Ok(())
     }
@@ -171,8 +173,9 @@ impl Folder {
         let former = self.former(facts, part, moved_away)?;
         let (core, boot) = (self.core.clone(), self.boot.clone());
         let view = self.view(first)?;
-        let (rows, extras) = batch::fold(&core, view, facts, part, former)?;
-        view.write(&rows, extras, folded, boot.as_deref())
+        let written = batch::fold(&core, view, facts, part, former)
+            .and_then(|(rows, extras)| view.write(&rows, extras, folded, boot.as_deref()));
+        self.noting(first, written)
     }
 
     /// What is known of carried transactions under their former number.
@@ -181,7 +184,10 @@ impl Folder {
         for fact in part.iter().map(|i| &facts[*i]) {
             let Some(from) = fact.carried_from() else { continue };
             let row = match self.core.catalog.holding(from) {
-                Some(segment) if segment.view.exists() => self.view(segment.first)?.row(from)?,
+                Some(segment) if segment.view.exists() => {
+                    let row = self.view(segment.first)?.row(from);
+                    self.noting(segment.first, row)?
+                }
                 _ => None,
             };
             self.core.homes.moved(from, fact.seq);
@@ -223,8 +229,8 @@ impl Folder {
             return Ok(());
         }
         let view = self.view(segment.first)?;
-        view.sync()?;
-        super::keys::build(&view.conn, &segment.filter, segment.first)
+        let built = view.sync().and_then(|()| super::keys::build(&view.conn, &segment.filter, segment.first));
+        self.noting(segment.first, built)
     }
 
     fn sync_is_due(&self) -> bool {
@@ -253,17 +259,32 @@ impl Folder {
     }
 
     fn rebuild_asked(&mut self) {
+        if let Err(e) = self.mend() {
+            event::UpkeepFailed { what: "making a view again", error: &e.to_string() }.emit();
+            self.core.folder_bell.wait(Duration::from_secs(1));
+        }
+    }
+
+    /// Makes the views again that were found damaged; were there any?
+    pub fn mend(&mut self) -> Result<bool, FileError> {
+        let mut any = false;
         loop {
             // It stays on the list until it is done, so that nobody asks again.
             let asked = self.core.rebuild.lock().unwrap_or_else(|e| e.into_inner()).first().copied();
-            let Some(first) = asked else { return };
-            if let Err(e) = self.rebuild(first) {
-                event::UpkeepFailed { what: "making a view again", error: &e.to_string() }.emit();
-                self.core.folder_bell.wait(Duration::from_secs(1));
-                return;
-            }
+            let Some(first) = asked else { return Ok(any) };
+            self.rebuild(first)?;
             self.core.rebuild.lock().unwrap_or_else(|e| e.into_inner()).retain(|f| *f != first);
+            any = true;
         }
+    }
+
+    /// Passes a result on; a view that turned out to be damaged is noted, to be made again.
+    fn noting<T>(&mut self, first: Seq, result: Result<T, FileError>) -> Result<T, FileError> {
+        if let Err(FileError::Damaged(d)) = &result {
+            super::damage::view(&self.core, first, &d.0);
+            self.views.retain(|v| v.first != first);
+        }
+        result
     }
 
     /// Files of keys that were found damaged.

@@ -131,8 +131,26 @@ impl Keeper {
     }
 
     fn remove_transients(&self) {
-        for path in self.core.transients.take_unneeded() {
+        let unneeded = self.core.transients.take_unneeded();
+        if unneeded.is_empty() {
+            return;
+        }
+        // What finished their messages was queued before they were let go: it must be durable before the bodies are gone.
+        super::carry::pass_through(&self.core);
+        if self.core.problems.all().iter().any(|p| p.what == "log") {
+            // The next start removes them.
+            return;
+        }
+        // With a damaged log, whose messages they hold is not known: they are kept beside it.
+        let damaged = self.core.problems.all().iter().any(|p| p.text.starts_with("damaged: "));
+        for path in unneeded {
             self.core.pool.forget(&path);
+            if damaged {
+                if let Err(e) = super::damage::set_aside(&self.core.dir, std::slice::from_ref(&path)) {
+                    event::UpkeepFailed { what: "setting aside short-lived bodies", error: &e.to_string() }.emit();
+                }
+                continue;
+            }
             if let Err(e) = transient::remove(&path) {
                 event::UpkeepFailed { what: "removing a file of short-lived bodies", error: &e.to_string() }.emit();
             }

@@ -58,6 +58,15 @@ fn full(core: &Core) -> Option<LogError> {
     core.refusal().or_else(|| core.is_tight().then_some(LogError::Full))
 }
 
+/// A place among those who wait for space in the queue.
+struct InLine(Arc<Core>);
+
+impl Drop for InLine {
+    fn drop(&mut self) {
+        self.0.queue.leave_line();
+    }
+}
+
 fn queue_error(core: &Core) -> LogError {
     if core.queue.is_closed() { LogError::Failed("the ledger is closed".into()) } else { LogError::Busy }
 }
@@ -78,7 +87,11 @@ fn append(core: &Arc<Core>, append: Append) -> BoxFuture<'static, Result<Seq, Lo
         Ok(_) => Box::pin(Waiting(ticket)),
         Err(record) => {
             let core = core.clone();
+            // From here on nobody who comes later gets in first, also before this future is polled.
+            core.queue.wait_in_line();
+            let line = InLine(core.clone());
             Box::pin(async move {
+                let _line = line;
                 if new {
                     core.room(PATIENCE).await;
                     if let Some(e) = full(&core) {

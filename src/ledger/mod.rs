@@ -136,7 +136,7 @@ impl Ledger {
     /// Tells every transaction that was not finished when the last run ended, parked ones included, rising by
     /// sequence number. Proxy-mode transactions without a response are among them. Before [`Ledger::start`].
     pub fn unfinished(&self, each: &mut dyn FnMut(Unfinished)) -> Result<(), FileError> {
-        recover::unfinished(&self.core, each)?;
+        recover::unfinished(&self.core, &mut |first| self.rebuild(first), each)?;
         self.recovered.store(true, Ordering::Release);
         Ok(())
     }
@@ -144,7 +144,15 @@ impl Ledger {
     /// Tells the latest messages with a resend key (`ledger.resend_entries` within `ledger.resend_window`), oldest
     /// first: resend key, body hash, id, Unix milliseconds of arrival.
     pub fn recent(&self, each: &mut dyn FnMut(Recent)) -> Result<(), FileError> {
-        recover::recent(&self.core, each)
+        recover::recent(&self.core, &mut |first| self.rebuild(first), each)
+    }
+
+    /// Makes a view again, before [`Ledger::start`]; after it the folder's thread does.
+    fn rebuild(&self, first: Seq) -> Result<(), FileError> {
+        match &mut *lock(&self.idle) {
+            Some(idle) => idle.folder.rebuild(first),
+            None => Ok(()),
+        }
     }
 
     /// Starts writing. `sink` gets the accept facts of each commit, on the writer's thread.

@@ -216,6 +216,13 @@ fn views(core: &Arc<Core>, options: &Options, marks: &Marks) -> Result<Folder, O
     for first in rebuild {
         folder.rebuild(first).map_err(failed)?;
     }
+    // Damage may show only when a view is written to; each view is made again at most once.
+    for _ in 0..=core.catalog.all().len() {
+        match folder.catch_up(usize::MAX) {
+            Err(FileError::Damaged(_)) if folder.mend().map_err(failed)? => {}
+            other => return other.map(|_| folder).map_err(failed),
+        }
+    }
     folder.catch_up(usize::MAX).map_err(failed)?;
     Ok(folder)
 }

@@ -81,6 +81,10 @@ pub struct Queue {
     pieces_kib: usize,
     /// Somebody waits for space.
     starved: AtomicBool,
+    /// How many wait for space, from the moment they were turned away.
+    waiters: AtomicUsize,
+    /// They go in one after the other, in the order in which they came.
+    turnstile: tokio::sync::Mutex<()>,
 }
 
 impl Queue {
@@ -97,6 +101,8 @@ impl Queue {
             pieces: Arc::new(Semaphore::new(pieces_kib)),
             pieces_kib,
             starved: AtomicBool::new(false),
+            waiters: AtomicUsize::new(0),
+            turnstile: tokio::sync::Mutex::new(()),
         }
     }
 
@@ -105,9 +111,22 @@ impl Queue {
         self.inner.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Takes a record if there is space; gives its number, or the record back.
+    /// Takes a record if there is space and nobody waits for some; gives its number, or the record back.
     pub fn push(&self, record: Record) -> Result<Seq, Box<Record>> {
+        if self.waiters.load(Ordering::SeqCst) > 0 {
+            return Err(Box::new(record));
+        }
         self.push_up_to(record, self.limit)
+    }
+
+    /// Takes a place among those who wait: until [`Queue::leave_line`] nobody else gets in first.
+    pub fn wait_in_line(&self) {
+        self.waiters.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Gives the place up.
+    pub fn leave_line(&self) {
+        self.waiters.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// As [`Queue::push`], for records that nobody waits for and that should not be lost.
@@ -147,11 +166,13 @@ impl Queue {
     /// As [`Queue::push`], waiting for space; the record back when the queue was closed or `patience` ran out.
     pub async fn push_waiting(&self, mut record: Box<Record>, patience: Duration) -> Result<Seq, Box<Record>> {
         let deadline = tokio::time::Instant::now() + patience;
+        // Fair: whoever asks first goes first.
+        let Ok(_turn) = tokio::time::timeout_at(deadline, self.turnstile.lock()).await else { return Err(record) };
         loop {
             let mut freed = std::pin::pin!(self.space.notified());
             freed.as_mut().enable();
             self.starved.store(true, Ordering::SeqCst);
-            match self.push(*record) {
+            match self.push_up_to(*record, self.limit) {
                 Ok(seq) => return Ok(seq),
                 Err(back) => record = back,
             }

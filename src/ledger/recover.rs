@@ -12,6 +12,7 @@ use super::view_row::ViewRow;
 use crate::engine::fact::{BodyRef, Seq, What};
 use crate::engine::ports::{Recent, Unfinished};
 use crate::message::MessageId;
+use crate::telemetry::ledger as event;
 use rusqlite::OptionalExtension;
 
 /// The row of a transaction in the segment's view.
@@ -20,6 +21,22 @@ pub fn row(core: &Core, segment: &Segment, seq: Seq) -> Result<Option<ViewRow>, 
         let mut statement = conn.prepare(&format!("SELECT {} FROM tx WHERE seq = ?1", view::COLUMNS))?;
         Ok(statement.query_row([to_sql(seq)], |r| view::row(conn, r)).optional()?)
     })
+}
+
+/// Makes a segment's view again.
+pub type Rebuild<'a> = &'a mut dyn FnMut(Seq) -> Result<(), FileError>;
+
+/// Reads from a segment's view; a damaged one is made again first, so that it keeps no node from starting.
+fn mending<T>(rebuild: Rebuild<'_>, segment: &Segment, read: impl Fn() -> Result<T, FileError>) -> Result<T, FileError> {
+    match read() {
+        Err(FileError::Damaged(error)) => {
+            let file = super::damage::name(&segment.view);
+            event::DamageFound { file: &file, error: &error.0, action: "made again from the log" }.emit();
+            rebuild(segment.first)?;
+            read()
+        }
+        other => other,
+    }
 }
 
 /// Numbers of a segment's unfinished transactions, each after the number under which it was first accepted.
@@ -43,15 +60,15 @@ fn by_arrival(core: &Core, segment: &Segment) -> Result<Vec<(Seq, Seq)>, FileErr
 
 /// Every unfinished transaction, in the order in which they first arrived: carrying gives the oldest the youngest numbers.
 /// Those whose accept fact cannot be read are told as problems.
-pub fn unfinished(core: &Core, each: &mut dyn FnMut(Unfinished)) -> Result<(), FileError> {
+pub fn unfinished(core: &Core, rebuild: Rebuild<'_>, each: &mut dyn FnMut(Unfinished)) -> Result<(), FileError> {
     let mut order = Vec::new();
     for segment in core.catalog.all() {
-        order.extend(by_arrival(core, &segment)?);
+        order.extend(mending(rebuild, &segment, || by_arrival(core, &segment))?);
     }
     order.sort_unstable();
     for seq in order.into_iter().map(|(_, seq)| seq) {
         let Some(segment) = core.catalog.holding(seq) else { continue };
-        let Some(row) = row(core, &segment, seq)? else { continue };
+        let Some(row) = mending(rebuild, &segment, || row(core, &segment, seq))? else { continue };
         let accepted = match read::accepted(core, seq) {
             Ok(Some(accepted)) => *accepted,
             Ok(None) => {
@@ -77,7 +94,7 @@ pub fn unfinished(core: &Core, each: &mut dyn FnMut(Unfinished)) -> Result<(), F
 }
 
 /// The latest messages that have a resend key, oldest of them first.
-pub fn recent(core: &Core, each: &mut dyn FnMut(Recent)) -> Result<(), FileError> {
+pub fn recent(core: &Core, rebuild: Rebuild<'_>, each: &mut dyn FnMut(Recent)) -> Result<(), FileError> {
     let window = i64::try_from(core.config.resend_window.as_millis()).unwrap_or(i64::MAX);
     let since = now_ms().saturating_sub(window);
     let mut wanted = core.config.resend_entries;
@@ -87,19 +104,21 @@ pub fn recent(core: &Core, each: &mut dyn FnMut(Recent)) -> Result<(), FileError
         if wanted == 0 {
             break;
         }
-        let (from, found, reached) = core.with_view(&segment, |conn| {
-            let mut statement = conn.prepare("SELECT seq, at FROM tx WHERE resend IS NOT NULL ORDER BY seq DESC")?;
-            let mut rows = statement.query([])?;
-            let (mut from, mut found, mut reached) = (Seq::MAX, 0, false);
-            while let Some(row) = rows.next()? {
-                if found >= wanted || row.get::<_, i64>(1)? < since {
-                    reached = true;
-                    break;
+        let (from, found, reached) = mending(rebuild, &segment, || {
+            core.with_view(&segment, |conn| {
+                let mut statement = conn.prepare("SELECT seq, at FROM tx WHERE resend IS NOT NULL ORDER BY seq DESC")?;
+                let mut rows = statement.query([])?;
+                let (mut from, mut found, mut reached) = (Seq::MAX, 0, false);
+                while let Some(row) = rows.next()? {
+                    if found >= wanted || row.get::<_, i64>(1)? < since {
+                        reached = true;
+                        break;
+                    }
+                    from = super::sql::from_sql(row.get(0)?);
+                    found += 1;
                 }
-                from = super::sql::from_sql(row.get(0)?);
-                found += 1;
-            }
-            Ok((from, found, reached))
+                Ok((from, found, reached))
+            })
         })?;
         parts.push((segment, from));
         wanted -= found;
@@ -108,23 +127,28 @@ pub fn recent(core: &Core, each: &mut dyn FnMut(Recent)) -> Result<(), FileError
         }
     }
     for (segment, from) in parts.into_iter().rev().filter(|(_, from)| *from != Seq::MAX) {
-        core.with_view(&segment, |conn| {
-            let mut statement =
-                conn.prepare("SELECT resend, hash, id, at, seq FROM tx WHERE seq >= ?1 AND resend IS NOT NULL ORDER BY seq")?;
-            let mut rows = statement.query([to_sql(from)])?;
-            while let Some(row) = rows.next()? {
-                let hash: Option<[u8; 16]> = row.get(1)?;
-                let id: [u8; 16] = row.get(2)?;
-                each(Recent {
-                    key: row.get::<_, i64>(0)? as u64,
-                    body_hash: hash.map_or(0, u128::from_be_bytes),
-                    id: MessageId(uuid::Uuid::from_bytes(id)),
-                    seq: super::sql::from_sql(row.get(4)?),
-                    at_ms: row.get(3)?,
-                });
-            }
-            Ok(())
+        // Collected first: a view that turns out to be damaged on the way is read from its beginning again.
+        let found = mending(rebuild, &segment, || {
+            core.with_view(&segment, |conn| {
+                let mut statement =
+                    conn.prepare("SELECT resend, hash, id, at, seq FROM tx WHERE seq >= ?1 AND resend IS NOT NULL ORDER BY seq")?;
+                let mut rows = statement.query([to_sql(from)])?;
+                let mut found = Vec::new();
+                while let Some(row) = rows.next()? {
+                    let hash: Option<[u8; 16]> = row.get(1)?;
+                    let id: [u8; 16] = row.get(2)?;
+                    found.push(Recent {
+                        key: row.get::<_, i64>(0)? as u64,
+                        body_hash: hash.map_or(0, u128::from_be_bytes),
+                        id: MessageId(uuid::Uuid::from_bytes(id)),
+                        seq: super::sql::from_sql(row.get(4)?),
+                        at_ms: row.get(3)?,
+                    });
+                }
+                Ok(found)
+            })
         })?;
+        found.into_iter().for_each(&mut *each);
     }
     Ok(())
 }

@@ -12,7 +12,12 @@ pub fn transactions(node: &Node) -> Vec<Value> {
     let mut seen = HashSet::new();
     let (mut page, mut to) = (0, String::new());
     loop {
-        let answer = node.get(&format!("/transactions?filterLimit=1000&filterPage={page}{to}"));
+        // 503: a view that was found damaged just now is being made again.
+        let mut answer = Response::default();
+        wait_until(Duration::from_secs(20), || {
+            answer = node.get(&format!("/transactions?filterLimit=1000&filterPage={page}{to}"));
+            answer.status != 503
+        });
         assert_eq!(answer.status, 200, "{}", answer.text());
         let Value::Array(rows) = answer.json() else { panic!("no list: {}", answer.text()) };
         let full = rows.len() == 1000;

@@ -364,8 +364,11 @@ impl Node {
 
     // === management ===
 
+    /// The management API's token. At the first start it is written a moment after the node is ready.
     pub fn token(&self) -> String {
-        fs::read_to_string(&self.token_file).unwrap_or_default().trim().to_owned()
+        let read = || fs::read_to_string(&self.token_file).unwrap_or_default().trim().to_owned();
+        wait_until(Duration::from_secs(5), || !read().is_empty());
+        read()
     }
 
     pub fn admin(&self, method: &str, path: &str, body: &str) -> std::io::Result<Response> {

@@ -13,8 +13,9 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Load over MLLP and HTTP to two receivers that fail at random, `kills` times kill -9. `Err` says what broke.
-pub fn kills(binary: PathBuf, rng: &mut Rng, kills: u64) -> Result<(), String> {
+/// Load over MLLP and HTTP to two receivers that fail at random, `kills` times kill -9; then everything must arrive within
+/// `patience`. `Err` says what broke.
+pub fn kills(binary: PathBuf, rng: &mut Rng, kills: u64, patience: Duration) -> Result<(), String> {
     let failing =
         Behaviour { close: 0.01, reject: 0.01, silent: 0.0005, wrong_id: 0.002, delay: Duration::ZERO, ..Behaviour::default() };
     let lis = Receiver::mllp(failing, rng.split());
@@ -38,11 +39,10 @@ pub fn kills(binary: PathBuf, rng: &mut Rng, kills: u64) -> Result<(), String> {
 
     let by_mllp = by_mllp.stop(Duration::from_secs(30));
     let by_http = by_http.stop(Duration::from_secs(30));
-    let limit = Duration::from_secs(90);
-    let all_there = lis.wait_for(&by_mllp, limit) && web.wait_for(&by_http, limit);
+    let all_there = lis.wait_for(&by_mllp, patience) && web.wait_for(&by_http, patience);
     let mut faults: Vec<String> = Vec::new();
     if !all_there {
-        faults.push("not everything acknowledged was delivered within 90 s".into());
+        faults.push(format!("not everything acknowledged was delivered within {patience:?}"));
     }
     for (name, sent, receiver) in [("MLLP", &by_mllp, &lis), ("HTTP", &by_http, &web)] {
         print!("{name}: ");

@@ -6,8 +6,8 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 /// Send files or folders to a receiver and sum up what it answered
 #[derive(Clone, Debug, clap::Args)]
-#[command(after_help = "Examples:\n  hie send --mllp 127.0.0.1:2575 samples/\n  \
-                  hie send --mllp 127.0.0.1:2575 --connections 16 --count 100000 --fresh-ids samples/adt-a01.hl7\n  \
+#[command(after_help = "Examples:\n  hie send --mllp 127.0.0.1:2575 samples/hl7v2\n  \
+                  hie send --mllp 127.0.0.1:2575 --connections 16 --count 100000 --fresh-ids samples/hl7v2/adt-a01-admit.hl7\n  \
                   hie send --http http://127.0.0.1:5001/fhir --header 'Authorization: Bearer …' bundle.json\n\n\
                   Exit code 0 when every message was accepted, 1 when not, 64 for wrong arguments, 69 when the target cannot be reached.")]
 #[command(group = clap::ArgGroup::new("target").required(true).args(["mllp", "http"]))]

@@ -64,6 +64,10 @@ fn not_sent(target: &str, reason: impl Into<String>) -> SendError {
     SendError::NotSent { target: target.into(), reason: reason.into() }
 }
 
+fn unsendable(target: &str, reason: impl Into<String>) -> SendError {
+    SendError::Unsendable { target: target.into(), reason: reason.into() }
+}
+
 fn broken(target: &str, reason: impl Into<String>) -> SendError {
     SendError::Broken { target: target.into(), reason: reason.into() }
 }
@@ -71,6 +75,8 @@ fn broken(target: &str, reason: impl Into<String>) -> SendError {
 /// Counts a failed exchange against its target.
 fn count_failure(lease: &Lease, error: &SendError) {
     lease.failed(match error {
+        // The message's fault, not the target's.
+        SendError::Unsendable { .. } => return,
         SendError::NotSent { .. } => Exchange::NotSent,
         SendError::Broken { .. } => Exchange::Broken,
         SendError::Timeout { .. } => Exchange::Timeout,

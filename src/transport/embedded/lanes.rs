@@ -14,6 +14,8 @@ struct Slot<T> {
     keys: Keys,
     /// In how many of its lanes somebody stands before it.
     blocked_in: u32,
+    /// Stands among the ready ones.
+    ready: bool,
     value: T,
 }
 
@@ -78,16 +80,17 @@ impl<T> Lanes<T> {
             blocked_in += u32::from(!lane.is_empty());
             lane.push_back(place);
         }
-        self.slots[place as usize] = Some(Slot { keys, blocked_in, value });
-        if blocked_in == 0 {
-            self.ready.push_back(place);
-        }
+        self.slots[place as usize] = Some(Slot { keys, blocked_in, ready: false, value });
+        self.ready_last(place);
         place
     }
 
     /// The next message that may be delivered. It stays in its lanes, and holds them, until [`Lanes::remove`].
     pub fn take_ready(&mut self) -> Option<Place> {
         let place = self.ready.pop_front()?;
+        if let Some(slot) = self.slots[place as usize].as_mut() {
+            slot.ready = false;
+        }
         if cfg!(feature = "break-order") && self.slots.len() > 1 {
             // The deliberately broken build: lets the successor go at the same time.
             self.release_successors(place);
@@ -95,14 +98,26 @@ impl<T> Lanes<T> {
         Some(place)
     }
 
-    /// Makes a message that was taken ready again, before all others.
+    /// Makes a message that was taken ready again, before all others. One that is ready already stays where it is, and
+    /// one behind others in a lane becomes ready when they are gone.
     pub fn ready_first(&mut self, place: Place) {
-        self.ready.push_front(place);
+        if self.becomes_ready(place) {
+            self.ready.push_front(place);
+        }
     }
 
-    /// Makes a message that was taken ready again, after all others.
+    /// As [`Lanes::ready_first`], after all others.
     pub fn ready_last(&mut self, place: Place) {
-        self.ready.push_back(place);
+        if self.becomes_ready(place) {
+            self.ready.push_back(place);
+        }
+    }
+
+    fn becomes_ready(&mut self, place: Place) -> bool {
+        let Some(slot) = self.slots.get_mut(place as usize).and_then(Option::as_mut) else { return false };
+        let becomes = slot.blocked_in == 0 && !slot.ready;
+        slot.ready |= becomes;
+        becomes
     }
 
     /// Whether any message may be delivered now.
@@ -118,6 +133,10 @@ impl<T> Lanes<T> {
     /// Takes a message that was taken ready out of its lanes; its successors move up.
     pub fn remove(&mut self, place: Place) -> Option<T> {
         let slot = self.slots.get_mut(place as usize)?.take()?;
+        if slot.ready {
+            // Its place may be given to another message: nothing may point to it any more.
+            self.ready.retain(|p| *p != place);
+        }
         for key in slot.keys.as_slice() {
             self.leave(*key, place);
         }
@@ -169,9 +188,7 @@ impl<T> Lanes<T> {
             && slot.blocked_in > 0
         {
             slot.blocked_in -= 1;
-            if slot.blocked_in == 0 {
-                self.ready.push_back(place);
-            }
+            self.ready_last(place);
         }
     }
 
@@ -237,6 +254,21 @@ mod tests {
         assert_eq!(values(&merge), [99]);
         lanes.remove(merge[0].0);
         assert_eq!(values(&drain_ready(&mut lanes)), [11, 21]);
+    }
+
+    #[test]
+    fn a_place_is_ready_once_and_never_out_of_turn() {
+        let mut lanes = Lanes::default();
+        let first = lanes.push(&[1], 1);
+        let second = lanes.push(&[1], 2);
+        lanes.ready_first(first);
+        lanes.ready_first(second);
+        assert_eq!(values(&drain_ready(&mut lanes)), [1], "the first once, the second not before it");
+        lanes.remove(first);
+        assert_eq!(lanes.remove(second), Some(2), "given up while it was ready");
+        let third = lanes.push(&[9], 3);
+        assert_eq!(third, second, "the place is used again");
+        assert_eq!(values(&drain_ready(&mut lanes)), [3], "once");
     }
 
     #[test]

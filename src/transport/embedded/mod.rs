@@ -94,7 +94,7 @@ impl Embedded {
                 RouteState::Waiting => {
                     progress.add_active();
                     let entry = Entry::restored(progress.clone(), state.attempts, accepted.envelope.received_ms);
-                    self.queue(&accepted.channel, name).push(&accepted.envelope.keys, entry);
+                    self.enqueue(&accepted.channel, name, &accepted.envelope.keys, entry);
                 }
                 RouteState::Parked => {
                     progress.add_parked();
@@ -138,6 +138,17 @@ impl Embedded {
         queues.entry(channel.to_owned()).or_default().push(queue.clone());
         self.queues.store(Arc::new(queues));
         queue
+    }
+
+    /// Puts a message into a route's queue, whichever one that is now.
+    fn enqueue(self: &Arc<Self>, channel: &str, route: &str, keys: &[u64], mut entry: Entry) -> Arc<RouteQueue> {
+        loop {
+            let queue = self.queue(channel, route);
+            match queue.push(keys, entry) {
+                Ok(()) => return queue,
+                Err(back) => entry = back,
+            }
+        }
     }
 
     /// The queues of these routes.
@@ -219,8 +230,12 @@ impl CommitSink for Sink {
     fn committed(&self, batch: Vec<Committed>) {
         let this = &self.0;
         this.gate.add(batch.len() as u64);
+        // A proxied one is not done when it is durable: its exchange says when a repetition need not be forwarded.
         this.resend.committed(
-            batch.iter().filter(|c| c.accepted.resend_key != 0).map(|c| (c.accepted.resend_key, c.accepted.envelope.id, c.seq)),
+            batch
+                .iter()
+                .filter(|c| c.accepted.resend_key != 0 && c.accepted.mode == Mode::Queue)
+                .map(|c| (c.accepted.resend_key, c.accepted.envelope.id, c.seq)),
         );
         let mut touched: Vec<Arc<RouteQueue>> = Vec::new();
         for committed in batch {
@@ -244,7 +259,11 @@ impl CommitSink for Sink {
                 Err(accepted) => (None, &accepted.envelope.keys),
             };
             for queue in targets {
-                queue.push(keys, Entry::new(progress.clone(), hot.cloned(), received));
+                let entry = Entry::new(progress.clone(), hot.cloned(), received);
+                let queue = match queue.push(keys, entry) {
+                    Ok(()) => queue,
+                    Err(entry) => this.enqueue(&queue.channel, &queue.route, keys, entry),
+                };
                 if !touched.iter().any(|t| Arc::ptr_eq(t, &queue)) {
                     touched.push(queue);
                 }
@@ -283,7 +302,7 @@ impl Transport for Arc<Embedded> {
                 let worker = wanted.remove(&(channel.clone(), queue.route.to_string()));
                 let gone = worker.is_none();
                 queue.set_worker(worker);
-                !(gone && queue.is_unused())
+                !(gone && queue.remove())
             });
         }
         queues.retain(|_, list| !list.is_empty());

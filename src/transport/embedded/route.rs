@@ -69,6 +69,8 @@ struct State {
     /// An operator's word outlives a reload of the configuration.
     paused_by_operator: Option<bool>,
     closed: bool,
+    /// No longer among the transport's queues.
+    removed: bool,
     /// Nothing reaches the receiver: one probe at a time, after this moment.
     probe_at: Option<Instant>,
     unreachable_in_row: u32,
@@ -81,7 +83,14 @@ struct Job {
     progress: Arc<Progress>,
     hot: Option<Arc<Hot>>,
     attempt: u32,
+    received_ms: i64,
     worker: Arc<RouteWorker>,
+}
+
+impl Job {
+    fn not_attempted(&self, error: String) -> Verdict {
+        self.worker.not_attempted(self.progress.id, self.progress.seq, self.received_ms, self.attempt, error)
+    }
 }
 
 impl RouteQueue {
@@ -96,9 +105,15 @@ impl RouteQueue {
         })
     }
 
-    /// Puts a message behind all earlier ones of its keys. [`RouteQueue::pump`] follows.
-    pub fn push(&self, keys: &[u64], entry: Entry) {
-        self.lock().lanes.push(keys, entry);
+    /// Puts a message behind all earlier ones of its keys; [`RouteQueue::pump`] follows. The entry comes back when this
+    /// queue has been removed meanwhile: another one of the same name takes its place.
+    pub fn push(&self, keys: &[u64], entry: Entry) -> Result<(), Entry> {
+        let mut state = self.lock();
+        if state.removed {
+            return Err(entry);
+        }
+        state.lanes.push(keys, entry);
+        Ok(())
     }
 
     /// A message that was set aside before the node started.
@@ -128,10 +143,9 @@ impl RouteQueue {
     /// Works off one message and then whatever is ready: one task lives as long as there is work for it.
     async fn work(self: Arc<Self>, mut job: Job) {
         loop {
-            let verdict = AssertUnwindSafe(self.deliver(&mut job)).catch_unwind().await.unwrap_or_else(|_| {
-                // A bug in a connector must not stop the key for ever, nor lose the message.
-                Verdict::Retry { after: Duration::from_secs(5), unreachable: false, error: "internal error; see the log".into() }
-            });
+            let delivered = AssertUnwindSafe(self.deliver(&mut job)).catch_unwind().await;
+            // A bug in a connector must not stop the key for ever, nor lose the message.
+            let verdict = delivered.unwrap_or_else(|_| job.not_attempted("internal error; see the log".into()));
             match self.settle(job, verdict) {
                 Some(next) => job = next,
                 None => return,
@@ -147,14 +161,7 @@ impl RouteQueue {
                     let source = job.worker.log.clone();
                     Arc::new(Stored { seq: job.progress.seq, accepted, body: None, source })
                 }
-                Err(error) => {
-                    let after = backoff::wait(&job.worker.route.retry, job.attempt, 1.0);
-                    return Verdict::Retry {
-                        after,
-                        unreachable: false,
-                        error: format!("cannot be read from the ledger: {error}"),
-                    };
-                }
+                Err(error) => return job.not_attempted(format!("cannot be read from the ledger: {error}")),
             },
         };
         job.worker.attempt(stored, job.attempt).await
@@ -250,10 +257,11 @@ impl RouteQueue {
         state.worker = worker;
     }
 
-    /// No worker's queue that nobody would miss.
-    pub fn is_unused(&self) -> bool {
-        let state = self.lock();
-        state.lanes.is_empty() && state.parked.is_empty() && state.in_flight == 0
+    /// Removes the queue when nothing is in it; false when something is.
+    pub fn remove(&self) -> bool {
+        let mut state = self.lock();
+        state.removed = state.lanes.is_empty() && state.parked.is_empty() && state.in_flight == 0;
+        state.removed
     }
 
     pub fn pause(self: &Arc<Self>, paused: bool) {
@@ -382,6 +390,7 @@ impl State {
             progress: entry.progress.clone(),
             hot: entry.hot.clone(),
             attempt: entry.attempts.saturating_add(1),
+            received_ms: entry.received_ms,
             worker,
         };
         self.in_flight += 1;

@@ -77,7 +77,7 @@ impl MllpConnector {
 
     async fn deliver(&self, delivery: &Delivery, lease: &Lease) -> Result<Reply, SendError> {
         let target = lease.name();
-        let (mut out, plan) = prepare(&delivery.message).await.map_err(|reason| not_sent(target, reason))?;
+        let (mut out, plan) = prepare(&delivery.message).await.map_err(|reason| super::unsendable(target, reason))?;
         let mut stage = Stage::Waiting;
         let exchange = self.exchange(delivery.timeout, lease, &mut out, &plan, &mut stage);
         let answer = match timeout(delivery.timeout, exchange).await {
