@@ -40,21 +40,27 @@ async fn a_full_disk_refuses_and_recovers() {
     std::fs::write(&ballast, vec![1; 4 << 20]).unwrap();
     let (ledger, _, _) = start(&disk.0, small());
     let mut known = Vec::new();
-    let refused = loop {
+    let mut refused = 0;
+    // A segment that is closed sets some space free: full is when nothing helps any more.
+    while refused < 20 {
         let m = message(known.len(), 3_000);
         match accept(&ledger, &m).await {
-            Ok(seq) => known.push((seq, m)),
-            Err(e) => break e,
+            Ok(seq) => {
+                known.push((seq, m));
+                refused = 0;
+            }
+            Err(e) => {
+                assert!(matches!(e, LogError::Full), "{e}");
+                refused += 1;
+            }
         }
         assert!(known.len() < 100_000, "never full");
-    };
-    assert!(matches!(refused, LogError::Full), "{refused}");
+    }
     assert!(!ledger.problems().is_empty());
     // Nobody waits for these; they are kept until they can be written.
     let (seq, first) = known[0].clone();
     ledger.append_later(attempt(first.id, seq, "ehr", 1, Outcome::Delivered));
     ledger.append_later(attempt(first.id, seq, "archive", 1, Outcome::Delivered));
-    assert!(accept(&ledger, &message(5, 3_000)).await.is_err());
     std::fs::remove_file(&ballast).unwrap();
     let mut more = 0;
     until("it takes messages again", || {

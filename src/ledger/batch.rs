@@ -149,6 +149,8 @@ pub fn fold(
         extras.moved.push((former.from, former.now));
     }
     let mut rows: Vec<ViewRow> = rows.into_values().collect();
+    // Told by the engine as well; here also for what finished while it was being carried.
+    rows.iter().filter(|r| r.fold.storage != Storage::All && r.fold.is_finished()).for_each(|r| core.transients.finished(r.seq));
     rows.sort_unstable_by_key(|r| r.seq);
     Ok((rows, extras))
 }

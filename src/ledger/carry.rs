@@ -116,7 +116,7 @@ fn carry_all(core: &Core, segment: &Arc<Segment>, unknown: bool) -> Result<u64, 
 /// Waits until everything queued so far has been dealt with: sends an empty record after it.
 pub fn pass_through(core: &Core) {
     let through = Arc::new(Ticket::default());
-    if push(core, Record { ticket: Some(Promise::new(&through)), ..Record::default() }).is_ok() {
+    if push(core, Box::new(Record { ticket: Some(Promise::new(&through)), ..Record::default() })).is_ok() {
         // Its own failure means the same: the writer has come to it.
         let _ = through.wait();
     }
@@ -189,18 +189,19 @@ fn push_fact(core: &Core, row: &ViewRow, home: Seq, what: What) -> Result<Seq, L
 
 fn push_piece(core: &Core, bytes: Bytes, transient: bool) -> Result<Seq, LogError> {
     let compress_from = usize::try_from(core.config.compress_from.as_u64()).unwrap_or(usize::MAX);
-    push(core, Record { body: Some(codec::body_row(bytes, compress_from)), transient, ..Record::default() })
+    let body = Some(codec::body_row(bytes, compress_from));
+    push(core, Box::new(Record { body, transient, ..Record::default() }))
 }
 
 /// Queues a record, waiting for space: appenders get theirs in between.
-fn push(core: &Core, mut record: Record) -> Result<Seq, LogError> {
+fn push(core: &Core, mut record: Box<Record>) -> Result<Seq, LogError> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        match core.queue.push(record) {
+        match core.queue.push_ahead(record) {
             Ok(seq) => return Ok(seq),
             Err(_) if core.queue.is_closed() => return Err(LogError::Failed("the ledger is closing".into())),
             Err(_) if Instant::now() >= deadline => return Err(LogError::Busy),
-            Err(back) => record = *back,
+            Err(back) => record = back,
         }
         std::thread::sleep(Duration::from_millis(2));
     }

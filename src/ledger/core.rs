@@ -18,6 +18,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::Notify;
 
+/// Size of the write-ahead log at which it is copied. A file that is soon overwritten is quicker to sync than one that grows, and
+/// stays in the system's cache.
+const WAL_LIMIT: u64 = 4 << 20;
+
 /// Something that a thread of the ledger waits for, besides the passing of time.
 #[derive(Default)]
 pub struct Bell {
@@ -204,7 +208,7 @@ impl Core {
 
     /// Size of the write-ahead log at which it is copied into the log's file.
     pub fn wal_limit(&self) -> u64 {
-        (self.segment_size() / 8).min(32 << 20)
+        (self.segment_size() / 8).min(WAL_LIMIT)
     }
 
     pub fn space(&self) -> Space {

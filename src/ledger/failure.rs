@@ -3,7 +3,7 @@
 
 use super::codec::kind;
 use super::core::Core;
-use super::queue::Record;
+use super::queue::{Queued, Record};
 use super::ticket;
 use crate::engine::fact::Seq;
 use crate::engine::ports::LogError;
@@ -26,15 +26,14 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// Takes accept facts out of a group whose bodies are not all there, and tells their waiters. Other facts stay: that
+    /// Takes accept facts out of a part of a group (which begins at `first`) whose bodies are not all there, and tells their waiters. Other facts stay: that
     /// a message was delivered is worth more than the receiver's answer.
-    pub fn refuse_broken(&mut self, core: &Core, mut group: Vec<Record>) -> Vec<Record> {
-        let Some(first) = group.first().map(|r| r.seq) else { return group };
+    pub fn refuse_broken(&mut self, core: &Core, first: Seq, mut group: Vec<Queued>) -> Vec<Queued> {
         let is_accept = |r: &Record| r.fact.as_ref().is_some_and(|f| matches!(f.kind, kind::ACCEPTED | kind::CARRIED));
         if !group.iter().any(|r| is_accept(r) && !r.pieces.is_empty()) {
             return group;
         }
-        let broken = |r: &mut Record| {
+        let broken = |r: &mut Box<Record>| {
             // Pieces of this very group are written with it.
             let earlier: Vec<Seq> = r.pieces.iter().copied().filter(|p| *p < first).collect();
             let lost = earlier.iter().any(|p| self.lost.iter().any(|(a, b)| (a..=b).contains(&p)));
@@ -45,14 +44,14 @@ impl Failure {
             };
             is_accept(r) && (lost || gone)
         };
-        let bad: Vec<Record> = group.extract_if(.., broken).collect();
+        let bad: Vec<Queued> = group.extract_if(.., broken).collect();
         let error = LogError::Failed("a piece of the body is not in the store; it must be sent again".into());
-        ticket::tell(bad.into_iter().filter_map(|r| Some((r.ticket?, Err(error.clone())))));
+        ticket::tell(bad.into_iter().map(|r| (r, Some(error.clone()))));
         group
     }
 
     /// The whole group failed.
-    pub fn group_failed(&mut self, core: &Core, group: Vec<Record>, error: &LogError) {
+    pub fn group_failed(&mut self, core: &Core, group: Vec<Queued>, error: &LogError) {
         event::CommitFailed { records: group.len(), error: &error.to_string(), first: !self.failing }.emit();
         self.failing = true;
         core.problems.add("log", format!("commits fail: {error}; senders are refused until it works again"));
@@ -62,15 +61,13 @@ impl Failure {
             self.remember(first.seq, last.seq);
         }
         let mut told = Vec::new();
-        for mut record in group {
-            match record.ticket.take() {
-                Some(ticket) => told.push((ticket, Err(error.clone()))),
-                None if record.fact.is_some() && core.queue.push_later(record).is_err() => {
-                    core.lost_later.fetch_add(1, Ordering::Relaxed);
-                    event::LaterLost { first: !self.losing }.emit();
-                    self.losing = true;
-                }
-                None => {}
+        for record in group {
+            if record.ticket.is_some() {
+                told.push((record, Some(error.clone())));
+            } else if record.fact.is_some() && core.queue.push_later(record).is_err() {
+                core.lost_later.fetch_add(1, Ordering::Relaxed);
+                event::LaterLost { first: !self.losing }.emit();
+                self.losing = true;
             }
         }
         ticket::tell(told.into_iter());

@@ -28,6 +28,8 @@ const SYNC_FACTS: u64 = 100_000;
 const SYNC_EVERY: Duration = Duration::from_secs(60);
 /// Views are closed when nothing has happened for so long.
 const IDLE: Duration = Duration::from_secs(10);
+/// Pause after a failure.
+const AFTER_FAILURE: Duration = Duration::from_millis(500);
 /// Pause between small batches: a few larger ones cost less than many small ones.
 const BREATHER: Duration = Duration::from_millis(40);
 
@@ -58,16 +60,14 @@ impl Folder {
             let catalog = &self.core.catalog;
             self.views.retain(|v| catalog.at(v.first).is_some());
             let began = Instant::now();
+            let mut failed = false;
             let folded = match self.complete_asked().and_then(|()| self.catch_up(usize::MAX)) {
                 Ok(folded) => folded,
                 Err(e) => {
                     event::UpkeepFailed { what: "views", error: &e.to_string() }.emit();
+                    // What was half done is done again from the log.
                     self.views.clear();
-                    if self.core.closing.load(Ordering::Acquire) {
-                        // A full disk must not keep the node from ending: the next start folds what is missing.
-                        return;
-                    }
-                    self.core.folder_bell.wait(Duration::from_secs(1));
+                    failed = true;
                     0
                 }
             };
@@ -76,11 +76,13 @@ impl Folder {
             }
             // All commits come before this flag: whoever sets it has joined the writer.
             let paused = self.core.folded.paused.load(Ordering::Acquire);
-            if self.core.closing.load(Ordering::Acquire) && (paused || self.core.committed() <= self.at) {
+            if self.core.closing.load(Ordering::Acquire) && (failed || paused || self.core.committed() <= self.at) {
                 break;
             }
             let hurry = self.core.folded.hurry.swap(false, Ordering::AcqRel);
-            if folded > 0 && !hurry && began.elapsed() < BREATHER {
+            if failed {
+                std::thread::sleep(AFTER_FAILURE);
+            } else if folded > 0 && !hurry && began.elapsed() < BREATHER {
                 std::thread::sleep(BREATHER);
             } else if folded == 0 {
                 let resting = Instant::now();

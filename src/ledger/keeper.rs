@@ -21,6 +21,8 @@ const ROUND: Duration = Duration::from_millis(200);
 const HURRY: Duration = Duration::from_millis(10);
 /// Time between counting sizes.
 const COUNT_EVERY: Duration = Duration::from_secs(1);
+/// Pause after a failure.
+const AFTER_FAILURE: Duration = Duration::from_secs(1);
 /// Connections for reading are closed when nobody has read for so long.
 const IDLE: Duration = Duration::from_secs(10);
 /// Copies of the write-ahead log in a row, each shorter than the one before.
@@ -34,13 +36,15 @@ pub struct Keeper {
     pub core: Arc<Core>,
     pub free_space: FreeSpace,
     copier: Option<(Seq, Connection)>,
+    /// Not before this moment, after a failure.
+    copy_after: Option<Instant>,
     counted: Option<Instant>,
     retention: retention::Retention,
 }
 
 impl Keeper {
     pub fn new(core: Arc<Core>, free_space: FreeSpace) -> Self {
-        Self { core, free_space, copier: None, counted: None, retention: retention::Retention::default() }
+        Self { core, free_space, copier: None, copy_after: None, counted: None, retention: retention::Retention::default() }
     }
 
     /// Runs until the ledger is closed.
@@ -74,6 +78,9 @@ impl Keeper {
         if core.wal_bytes.load(Ordering::Relaxed) < core.wal_limit() || core.wal_copied.load(Ordering::Acquire) {
             return;
         }
+        if self.copy_after.is_some_and(|at| Instant::now() < at) {
+            return;
+        }
         let Some(segment) = core.catalog.newest() else { return };
         if self.copier.as_ref().is_none_or(|(first, _)| *first != segment.first) {
             match sql::open_log(&segment.log, Form::Log, 64) {
@@ -87,7 +94,11 @@ impl Keeper {
                 // Nearly done: the writer can finish within a moment.
                 Ok((_, frames, copied)) if frames - copied <= frames / 8 => break,
                 Ok(_) => {}
-                Err(e) => return event::UpkeepFailed { what: "copying the log", error: &sql::text(&e) }.emit(),
+                Err(e) => {
+                    event::UpkeepFailed { what: "copying the log", error: &sql::text(&e) }.emit();
+                    self.copy_after = Some(Instant::now() + AFTER_FAILURE);
+                    return;
+                }
             }
         }
         core.wal_copied.store(true, Ordering::Release);
@@ -159,7 +170,7 @@ impl Keeper {
 
     /// Work ahead, and memory that nobody needs just now.
     fn prepare(&mut self) {
-        if let Err(e) = sql::create_spare(&self.core.dir) {
+        if let Err(e) = sql::create_spare(&self.core.dir, self.core.wal_limit()) {
             event::UpkeepFailed { what: "preparing a log", error: &e.to_string() }.emit();
         }
         self.core.pool.rest(IDLE);

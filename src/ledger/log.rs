@@ -19,11 +19,11 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Encodes and compresses, in the caller's thread.
-pub fn record(core: &Core, append: Append) -> Result<Record, LogError> {
+pub fn record(core: &Core, append: Append) -> Result<Box<Record>, LogError> {
     let Append { mut fact, body, deliver } = append;
     fact.home = core.homes.now(fact.home);
     let row = codec::fact_row(&fact).map_err(LogError::Failed)?;
-    let mut record = Record::default();
+    let mut record = Box::<Record>::default();
     let body_ref = body_of(&fact.what);
     let transient = matches!(body_ref, BodyRef::OwnTransient | BodyRef::Chunks { transient: true, .. });
     if let BodyRef::Chunks { seqs, .. } = body_ref {
@@ -82,7 +82,7 @@ fn append(core: &Arc<Core>, append: Append) -> BoxFuture<'static, Result<Seq, Lo
     let ticket = Arc::new(Ticket::default());
     record.ticket = Some(Promise::new(&ticket));
     // Taken now, not when first polled: the order of calls is the order of the log.
-    let pushed = if new && core.is_tight() { Err(Box::new(record)) } else { core.queue.push(record) };
+    let pushed = if new && core.is_tight() { Err(record) } else { core.queue.push(record) };
     match pushed {
         Ok(_) => Box::pin(Waiting(ticket)),
         Err(record) => {
@@ -131,9 +131,13 @@ impl Log for Ledger {
             if share.is_none() {
                 return Err(queue_error(&core));
             }
-            let record =
-                Record { body: Some(codec::body_row(data, compress_from)), transient, _share: share, ..Record::default() };
-            let pushed = if core.is_tight() { Err(Box::new(record)) } else { core.queue.push(record) };
+            let record = Box::new(Record {
+                body: Some(codec::body_row(data, compress_from)),
+                transient,
+                _share: share,
+                ..Record::default()
+            });
+            let pushed = if core.is_tight() { Err(record) } else { core.queue.push(record) };
             match pushed {
                 Ok(seq) => Ok(seq),
                 Err(record) => {

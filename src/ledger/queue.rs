@@ -10,7 +10,7 @@ use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 /// Memory of a record besides its data.
@@ -60,18 +60,23 @@ impl Record {
     }
 }
 
+/// A record on its way: boxed, because it is handed on several times.
+pub type Queued = Box<Record>;
+
 struct Inner {
-    records: VecDeque<Record>,
+    records: VecDeque<Queued>,
     next_seq: Seq,
     closed: bool,
-    /// The writer sleeps until so many records are here; 0: it is awake.
-    wanted: usize,
+    /// The writer sleeps.
+    idle: bool,
 }
 
 /// The queue.
 pub struct Queue {
     inner: Mutex<Inner>,
     wake: Condvar,
+    /// Records in it, for a look without the lock.
+    count: AtomicUsize,
     limit: usize,
     /// Bytes queued and in the writer's hands.
     bytes: AtomicUsize,
@@ -91,10 +96,11 @@ impl Queue {
     /// `next_seq` is the number of the first record; `limit` in bytes.
     pub fn new(next_seq: Seq, limit: usize) -> Self {
         let pieces_kib = (limit / PIECES_PART / 1024).max(1);
-        let inner = Inner { records: VecDeque::new(), next_seq, closed: false, wanted: 0 };
+        let inner = Inner { records: VecDeque::new(), next_seq, closed: false, idle: false };
         Self {
             inner: Mutex::new(inner),
             wake: Condvar::new(),
+            count: AtomicUsize::new(0),
             limit,
             bytes: AtomicUsize::new(0),
             space: Notify::new(),
@@ -112,10 +118,15 @@ impl Queue {
     }
 
     /// Takes a record if there is space and nobody waits for some; gives its number, or the record back.
-    pub fn push(&self, record: Record) -> Result<Seq, Box<Record>> {
+    pub fn push(&self, record: Box<Record>) -> Result<Seq, Box<Record>> {
         if self.waiters.load(Ordering::SeqCst) > 0 {
-            return Err(Box::new(record));
+            return Err(record);
         }
+        self.push_up_to(record, self.limit)
+    }
+
+    /// As [`Queue::push`], before those who wait: for retention, which makes the room that they wait for.
+    pub fn push_ahead(&self, record: Box<Record>) -> Result<Seq, Box<Record>> {
         self.push_up_to(record, self.limit)
     }
 
@@ -130,7 +141,7 @@ impl Queue {
     }
 
     /// As [`Queue::push`], for records that nobody waits for and that should not be lost.
-    pub fn push_later(&self, record: Record) -> Result<Seq, Box<Record>> {
+    pub fn push_later(&self, record: Box<Record>) -> Result<Seq, Box<Record>> {
         self.push_up_to(record, self.limit.saturating_mul(LATER_FACTOR))
     }
 
@@ -140,22 +151,20 @@ impl Queue {
         tokio::time::timeout(patience, self.pieces.clone().acquire_many_owned(kib)).await.ok()?.ok()
     }
 
-    fn push_up_to(&self, mut record: Record, limit: usize) -> Result<Seq, Box<Record>> {
+    fn push_up_to(&self, mut record: Box<Record>, limit: usize) -> Result<Seq, Box<Record>> {
         let n = record.bytes();
         let mut inner = self.lock();
         let held = self.bytes.load(Ordering::Relaxed);
         if inner.closed || (held > 0 && held + n > limit) {
-            return Err(Box::new(record));
+            return Err(record);
         }
         self.bytes.fetch_add(n, Ordering::Relaxed);
         let seq = inner.next_seq;
         inner.next_seq += 1;
         record.seq = seq;
         inner.records.push_back(record);
-        let wake = inner.wanted > 0 && inner.records.len() >= inner.wanted;
-        if wake {
-            inner.wanted = 0;
-        }
+        self.count.store(inner.records.len(), Ordering::Relaxed);
+        let wake = std::mem::take(&mut inner.idle);
         drop(inner);
         if wake {
             self.wake.notify_one();
@@ -172,7 +181,7 @@ impl Queue {
             let mut freed = std::pin::pin!(self.space.notified());
             freed.as_mut().enable();
             self.starved.store(true, Ordering::SeqCst);
-            match self.push_up_to(*record, self.limit) {
+            match self.push_up_to(record, self.limit) {
                 Ok(seq) => return Ok(seq),
                 Err(back) => record = back,
             }
@@ -184,46 +193,33 @@ impl Queue {
 
     /// Moves everything that waits to the empty `records`, in order, as soon as there is something; false when the queue
     /// is closed and empty.
-    pub fn take(&self, records: &mut VecDeque<Record>) -> bool {
+    pub fn take(&self, records: &mut VecDeque<Queued>) -> bool {
         let mut inner = self.lock();
         loop {
             if !inner.records.is_empty() {
                 std::mem::swap(records, &mut inner.records);
+                self.count.store(0, Ordering::Relaxed);
                 return true;
             }
             if inner.closed {
                 return false;
             }
-            inner.wanted = 1;
+            inner.idle = true;
             inner = self.wake.wait(inner).unwrap_or_else(|e| e.into_inner());
-            inner.wanted = 0;
+            inner.idle = false;
         }
     }
 
-    /// Waits until `count` records are here, the queue is closed, or `until`, and moves them to the end of `records`.
-    pub fn take_when(&self, count: usize, until: Instant, records: &mut VecDeque<Record>) {
-        let mut inner = self.lock();
-        while inner.records.len() < count && !inner.closed {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
-            }
-            inner.wanted = count;
-            inner = self.wake.wait_timeout(inner, left).unwrap_or_else(|e| e.into_inner()).0;
-            inner.wanted = 0;
-        }
-        records.append(&mut inner.records);
-    }
-
-    /// How many wait now.
-    pub fn len(&self) -> usize {
-        self.lock().records.len()
+    /// Does nothing wait? A hint: without the lock.
+    pub fn is_empty(&self) -> bool {
+        self.count.load(Ordering::Relaxed) == 0
     }
 
     /// Moves what has arrived meanwhile to the end of `records`.
-    pub fn take_more(&self, records: &mut VecDeque<Record>) {
+    pub fn take_more(&self, records: &mut VecDeque<Queued>) {
         let mut inner = self.lock();
         records.append(&mut inner.records);
+        self.count.store(0, Ordering::Relaxed);
     }
 
     /// The writer has dealt with so many bytes.

@@ -1,4 +1,4 @@
-//! The log's prepared statements, and one group written through them.
+//! The log's prepared statements, and a group written through them.
 
 use super::queue::Record;
 use super::sql::to_sql;
@@ -14,6 +14,8 @@ pub struct Statements<'c> {
     commit: Statement<'c>,
     fact: Statement<'c>,
     body: Statement<'c>,
+    /// A transaction is open.
+    open: bool,
 }
 
 impl<'c> Statements<'c> {
@@ -24,32 +26,44 @@ impl<'c> Statements<'c> {
             commit: conn.prepare("COMMIT")?,
             fact: conn.prepare("INSERT INTO facts(seq, id, home, at, kind, data) VALUES(?1, ?2, ?3, ?4, ?5, ?6)")?,
             body: conn.prepare("INSERT INTO bodies(seq, codec, len, sum, data) VALUES(?1, ?2, ?3, ?4, ?5)")?,
+            open: false,
         })
     }
 
-    /// Writes and commits a group: durable when this returns. Gives the bytes written, about.
-    pub fn write(&mut self, group: &[Record]) -> rusqlite::Result<u64> {
-        if group.iter().all(|r| r.fact.is_none() && (r.transient || r.body.is_none())) {
+    /// Writes one record into the open transaction, opening one when there is none. Gives the bytes written, about.
+    pub fn insert(&mut self, record: &Record) -> rusqlite::Result<u64> {
+        let body = record.body.as_ref().filter(|_| !record.transient);
+        if record.fact.is_none() && body.is_none() {
             return Ok(0);
         }
-        self.begin.execute([])?;
-        let mut bytes = 0;
-        for record in group {
-            if let Some(fact) = &record.fact {
-                self.fact.execute(params![to_sql(record.seq), fact.id, to_sql(fact.home), fact.at, fact.kind, &*fact.data])?;
-                bytes += fact.data.len() as u64 + ROW_OVERHEAD;
-            }
-            if let Some(body) = record.body.as_ref().filter(|_| !record.transient) {
-                self.body.execute(params![to_sql(record.seq), body.codec as i64, body.len as i64, body.sum, &*body.data])?;
-                bytes += body.data.len() as u64 + ROW_OVERHEAD;
-            }
+        if !self.open {
+            self.begin.execute([])?;
+            self.open = true;
         }
-        self.commit.execute([])?;
+        let mut bytes = 0;
+        if let Some(fact) = &record.fact {
+            self.fact.execute(params![to_sql(record.seq), fact.id, to_sql(fact.home), fact.at, fact.kind, &*fact.data])?;
+            bytes += fact.data.len() as u64 + ROW_OVERHEAD;
+        }
+        if let Some(body) = body {
+            self.body.execute(params![to_sql(record.seq), body.codec as i64, body.len as i64, body.sum, &*body.data])?;
+            bytes += body.data.len() as u64 + ROW_OVERHEAD;
+        }
         Ok(bytes)
+    }
+
+    /// Commits what was inserted: durable when this returns.
+    pub fn commit(&mut self) -> rusqlite::Result<()> {
+        if self.open {
+            self.commit.execute([])?;
+            self.open = false;
+        }
+        Ok(())
     }
 
     /// After an error.
     pub fn roll_back(&mut self) {
+        self.open = false;
         if !self.conn.is_autocommit() {
             // SQLite may have rolled back by itself; nothing more can be done about an error here.
             let _ = self.conn.execute_batch("ROLLBACK");

@@ -4,6 +4,7 @@
 //! together by the thread they wait on: the writer wakes the first of each thread, and whoever is polled, or dropped,
 //! first wakes the rest from within that thread, where it is cheap.
 
+use super::queue::{Queued, Record};
 use crate::engine::fact::Seq;
 use crate::engine::ports::LogError;
 use std::future::Future;
@@ -21,6 +22,8 @@ struct State {
     /// Others of the same thread that this one has to wake.
     others: Vec<Waker>,
     blocked: bool,
+    /// What is left of the record.
+    rest: Option<Box<Record>>,
 }
 
 /// One appender's wait.
@@ -62,19 +65,24 @@ impl Drop for Promise {
     fn drop(&mut self) {
         if let Some(ticket) = self.0.take() {
             let gone = LogError::Failed("the log's writer has ended; restart the node".into());
-            tell(std::iter::once((Promise(Some(ticket)), Err(gone))));
+            let record = Record { ticket: Some(Promise(Some(ticket))), ..Record::default() };
+            tell(std::iter::once((Box::new(record), Some(gone))));
         }
     }
 }
 
-/// Tells many waiters their outcomes.
-pub fn tell(outcomes: impl Iterator<Item = (Promise, Outcome)>) {
+/// Tells those who wait for these records that they are durable, or the error; gives how many they were. What is left of
+/// a record goes with the word, so that its memory is freed in the appender's thread, not in the writer's.
+pub fn tell(outcomes: impl Iterator<Item = (Box<Record>, Option<LogError>)>) -> usize {
+    let mut told = 0;
     // Few threads wait, so that a list is quicker than a map.
     let mut firsts: Vec<(ThreadId, Arc<Ticket>, Waker, Vec<Waker>)> = Vec::new();
-    for (mut promise, outcome) in outcomes {
-        let Some(ticket) = promise.0.take() else { continue };
+    for (mut record, error) in outcomes {
+        let Some(ticket) = record.ticket.take().and_then(|mut promise| promise.0.take()) else { continue };
+        told += 1;
         let mut state = ticket.lock();
-        state.outcome = Some(outcome);
+        state.outcome = Some(error.map_or(Ok(record.seq), Err));
+        state.rest = Some(record);
         if state.blocked {
             ticket.done.notify_all();
         }
@@ -85,18 +93,27 @@ pub fn tell(outcomes: impl Iterator<Item = (Promise, Outcome)>) {
             None => firsts.push((thread, ticket, waker, Vec::new())),
         }
     }
-    for (_, ticket, waker, others) in firsts {
-        let mut left = others;
-        {
-            let mut state = ticket.lock();
-            // Already gone on (polled by chance since it was told): then nobody would pass it on.
-            if state.outcome.is_some() {
-                std::mem::swap(&mut state.others, &mut left);
-            }
+    for (_, ticket, waker, mut others) in firsts {
+        let mut state = ticket.lock();
+        // Where it has gone on already (polled by chance since it was told), nobody would pass them on.
+        if state.outcome.is_some() {
+            state.others = std::mem::take(&mut others);
         }
+        drop(state);
+        drop(ticket);
         waker.wake();
-        left.into_iter().for_each(Waker::wake);
+        others.into_iter().for_each(Waker::wake);
     }
+    told
+}
+
+/// For the build that is broken on purpose: tells before the commit.
+pub fn tell_early(group: &mut [Queued]) {
+    let early = |r: &mut Box<Record>| {
+        let ticket = r.ticket.take()?;
+        Some((Box::new(Record { seq: r.seq, ticket: Some(ticket), ..Record::default() }), None))
+    };
+    tell(group.iter_mut().filter_map(early));
 }
 
 /// The appender's side of a [`Ticket`].

@@ -1,7 +1,7 @@
 //! Writes short-lived bodies: before the log's commit of the same group, so that no durable fact lacks its body.
 
 use super::core::{Core, Sealing};
-use super::queue::Record;
+use super::queue::Queued;
 use super::sql::{self, FileError, Form, to_sql};
 use super::transient::{FILE_AGE, FILE_BYTES};
 use rusqlite::{Connection, params};
@@ -19,7 +19,7 @@ pub struct TransientWriter(Option<Open>);
 
 impl TransientWriter {
     /// Writes and commits the group's short-lived bodies; nothing when it has none.
-    pub fn write(&mut self, core: &Core, group: &[Record]) -> rusqlite::Result<()> {
+    pub fn write(&mut self, core: &Core, group: &[Queued]) -> rusqlite::Result<()> {
         let mut bodies = group.iter().filter(|r| r.transient).filter_map(|r| r.body.as_ref().map(|b| (r, b))).peekable();
         let Some((first, _)) = bodies.peek() else { return Ok(()) };
         if self.0.as_ref().is_some_and(|o| o.bytes >= FILE_BYTES.min(core.segment_size()) || o.since.elapsed() >= FILE_AGE) {
@@ -29,7 +29,7 @@ impl TransientWriter {
             Some(open) => open,
             none => {
                 let path = core.transients.begin(first.seq);
-                let made = sql::create_log(&path, Form::Transient).and_then(|()| sql::open_log(&path, Form::Transient, 256));
+                let made = sql::create_log(&path, Form::Transient, 0).and_then(|()| sql::open_log(&path, Form::Transient, 256));
                 let conn = made.map_err(|e| match e {
                     FileError::Sql(e) => e,
                     other => rusqlite::Error::ToSqlConversionFailure(Box::new(other)),

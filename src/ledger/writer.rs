@@ -5,7 +5,7 @@ use super::catalog::Segment;
 use super::core::{Core, Sealing, now_ms};
 use super::failure::Failure;
 use super::gather::Gather;
-use super::queue::Record;
+use super::queue::Queued;
 use super::sql::{self, FileError, Form};
 use super::statements::Statements;
 use super::ticket;
@@ -23,6 +23,8 @@ use std::time::Instant;
 const GROUP_BYTES: usize = 4 << 20;
 /// SQLite's page cache for the segment being written, KiB. Appending needs few pages.
 const CACHE_KIB: i64 = 512;
+/// Pages that each commit writes again because they are not full yet, about: the last of each table, and now and then the first.
+const PARTIAL_PAGES: u64 = 3;
 /// Failures in a row after which a fresh segment is tried.
 const REOPENS: u32 = 3;
 /// The write-ahead log never grows beyond this many times the size at which it should be copied.
@@ -46,7 +48,7 @@ impl Active {
             _ => Arc::new(Segment::new(&core.dir, first)),
         };
         if !segment.log.exists() {
-            sql::create_log(&segment.log, Form::Log)?;
+            sql::create_log(&segment.log, Form::Log, core.wal_limit())?;
         }
         let conn = sql::open_log(&segment.log, Form::Log, CACHE_KIB)?;
         let bytes = segment.log.metadata().map_or(0, |m| m.len());
@@ -70,7 +72,7 @@ pub struct Writer {
     transient: TransientWriter,
     failure: Failure,
     gather: Gather,
-    waiting: VecDeque<Record>,
+    waiting: VecDeque<Queued>,
     /// Failures in a row that a fresh connection was to cure.
     reopened: u32,
 }
@@ -108,7 +110,7 @@ impl Writer {
                 Next::Roll => self.roll(&mut active),
                 Next::Reopen => self.reopen(&mut active),
             }
-            if self.core.queue.is_closed() && self.waiting.is_empty() && self.core.queue.len() == 0 {
+            if self.core.queue.is_closed() && self.waiting.is_empty() && self.core.queue.is_empty() {
                 break;
             }
         }
@@ -127,24 +129,21 @@ impl Writer {
     ) -> Next {
         loop {
             if self.waiting.is_empty() {
+                self.gather.look(&self.core.queue);
                 if !self.core.queue.take(&mut self.waiting) {
                     return Next::Close;
                 }
-                self.gather.more(&self.core.queue, &mut self.waiting);
             } else {
                 self.core.queue.take_more(&mut self.waiting);
             }
             if self.is_full(*bytes, *since) {
                 return Next::Roll;
             }
-            let group = self.next_group();
-            let began = Instant::now();
-            match self.commit(statements, group, bytes) {
+            match self.group(statements, bytes) {
                 Ok(()) => {
                     if *since == 0 {
                         *since = now_ms();
                     }
-                    self.gather.committed(began.elapsed());
                     self.tend_wal(segment, conn);
                 }
                 Err(e) => {
@@ -163,35 +162,43 @@ impl Writer {
         bytes >= self.core.segment_size() || (since > 0 && now_ms().saturating_sub(since) >= age)
     }
 
-    /// The longest prefix of what waits that makes a group.
-    fn next_group(&mut self) -> Vec<Record> {
+    /// The longest prefix of what waits that takes up to `room` bytes; at least one record.
+    fn next_part(&mut self, room: usize) -> (Vec<Queued>, usize) {
         let mut bytes = 0;
         let mut n = 0;
         for record in &self.waiting {
-            bytes += record.bytes();
-            if n > 0 && bytes > GROUP_BYTES {
+            let more = record.bytes();
+            if n > 0 && bytes + more > room {
                 break;
             }
+            bytes += more;
             n += 1;
         }
-        self.waiting.drain(..n).collect()
+        (self.waiting.drain(..n).collect(), bytes)
     }
 
     /// One group: durable as a whole, or not at all.
-    fn commit(&mut self, statements: &mut Statements<'_>, group: Vec<Record>, log_bytes: &mut u64) -> Result<(), LogError> {
-        let began = Instant::now();
-        let held: usize = group.iter().map(Record::bytes).sum();
-        let mut group = self.failure.refuse_broken(&self.core, group);
+    fn group(&mut self, statements: &mut Statements<'_>, log_bytes: &mut u64) -> Result<(), LogError> {
+        let mut group = Vec::new();
+        let mut held = 0;
+        let mut began = Instant::now();
+        let filled = self.fill(statements, &mut group, &mut held);
         if cfg!(feature = "break-ack") {
-            ticket::tell(group.iter_mut().filter_map(|r| r.ticket.take().map(|t| (t, Ok(r.seq)))));
+            ticket::tell_early(&mut group);
             // Wide enough for a random kill to fall between the two.
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
-        let written = self.transient.write(&self.core, &group).and_then(|()| statements.write(&group));
-        match written {
+        let done = filled.and_then(|bytes| {
+            began = Instant::now();
+            self.transient.write(&self.core, &group)?;
+            statements.commit()?;
+            Ok(bytes)
+        });
+        match done {
             Ok(bytes) => {
+                self.gather.committed(began.elapsed());
                 *log_bytes += bytes;
-                self.core.wal_bytes.fetch_add(bytes, Ordering::Relaxed);
+                self.core.wal_bytes.fetch_add(bytes + PARTIAL_PAGES * u64::from(sql::LOG_PAGE), Ordering::Relaxed);
                 self.core.grew(bytes);
                 self.failure.over(&self.core);
                 self.reopened = 0;
@@ -211,8 +218,29 @@ impl Writer {
         }
     }
 
+    /// Inserts what waits, and what arrives while more is expected: the work of inserting and that of the appenders overlap.
+    fn fill(&mut self, statements: &mut Statements<'_>, group: &mut Vec<Queued>, held: &mut usize) -> rusqlite::Result<u64> {
+        let first = self.waiting.front().map_or(0, |r| r.seq);
+        let mut bytes = 0;
+        self.gather.begin();
+        loop {
+            let (part, size) = self.next_part(GROUP_BYTES.saturating_sub(*held));
+            *held += size;
+            let from = group.len();
+            // In the group before it is written: should writing fail, they are told.
+            group.extend(self.failure.refuse_broken(&self.core, first, part));
+            for record in &group[from..] {
+                bytes += statements.insert(record)?;
+            }
+            let full = !self.waiting.is_empty() || *held >= GROUP_BYTES;
+            if full || !self.gather.more(&self.core.queue, &mut self.waiting, group.len()) {
+                return Ok(bytes);
+            }
+        }
+    }
+
     /// After the commit: who must know, in this order: the engine, the waiters, the folder.
-    fn publish(&mut self, mut group: Vec<Record>) {
+    fn publish(&mut self, mut group: Vec<Queued>) {
         let Some(last) = group.last().map(|r| r.seq) else { return };
         let mut batch = Vec::new();
         for record in &mut group {
@@ -222,6 +250,7 @@ impl Writer {
             }
             if let Some(from) = record.carried_from {
                 self.core.homes.moved(from, record.seq);
+                self.core.transients.finished(from);
             }
             if let Some(d) = record.deliver.take() {
                 batch.push(Committed { seq: record.seq, accepted: *d.accepted, body: d.body });
@@ -231,12 +260,7 @@ impl Writer {
         if !batch.is_empty() {
             self.sink.committed(batch);
         }
-        let mut told = 0;
-        ticket::tell(group.iter_mut().filter_map(|r| {
-            let ticket = r.ticket.take()?;
-            told += 1;
-            Some((ticket, Ok(r.seq)))
-        }));
+        let told = ticket::tell(group.into_iter().map(|r| (r, None)));
         self.gather.told(told);
         self.core.folder_bell.ring();
     }
@@ -305,8 +329,8 @@ impl Writer {
 
     fn fail_all(&mut self, error: &LogError) {
         self.core.queue.take_more(&mut self.waiting);
-        let group: Vec<Record> = self.waiting.drain(..).collect();
-        let held: usize = group.iter().map(Record::bytes).sum();
+        let group: Vec<Queued> = self.waiting.drain(..).collect();
+        let held: usize = group.iter().map(|r| r.bytes()).sum();
         self.failure.group_failed(&self.core, group, error);
         self.core.queue.release(held);
         self.failure.pause();
