@@ -16,7 +16,8 @@ use common::{Figures, Peer, Series, load, phase, ratio, rounds, table};
 use harness::node::{Node, free_port, metric};
 use harness::{Builder, channels};
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 fn main() {
     common::play_role();
@@ -70,19 +71,43 @@ fn send(to: SocketAddr, connections: usize, span: Duration) -> Figures {
     load(connections, span, move |number| Sender::connect(to, number))
 }
 
-/// Accepts under load and takes off what the backlog and the views' lag grew by meanwhile.
+/// Accepts under load, and takes off what the backlog and the views' lag grew by meanwhile.
 fn sustain(node: &Node, connections: usize) -> (Figures, String) {
-    send(node.mllp, connections, Duration::from_secs(2));
     let backlog = || {
         let text = node.metrics();
-        let of = |name: &str| metric(&text, name).unwrap_or(0.0);
-        (of("hie_messages_pending"), of("hie_ledger_view_lag"))
+        let of = |name: &str| metric(&text, name).unwrap_or_else(|| panic!("no {name} in /metrics"));
+        [of("hie_messages_pending"), of("hie_ledger_view_lag"), of("hie_messages_accepted_total")]
     };
-    let (before, begin) = (backlog(), Instant::now());
-    let mut figures = send(node.mllp, connections, phase());
-    let after = backlog();
-    figures.elapsed = begin.elapsed();
-    let grown = (after.0 - before.0).max(0.0) + (after.1 - before.1).max(0.0);
-    figures.count = figures.count.saturating_sub(grown as u64);
-    (figures, format!("pending {} → {}, views behind {} → {}", before.0, after.0, before.1, after.1))
+    send(node.mllp, connections, Duration::from_secs(2));
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Looked at while the load runs: at its end all is quickly worked off.
+        let watcher = scope.spawn(|| {
+            let mut seen = vec![backlog()];
+            while !done.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(200));
+                seen.push(backlog());
+            }
+            seen
+        });
+        let mut figures = send(node.mllp, connections, phase());
+        done.store(true, Ordering::SeqCst);
+        let seen = watcher.join().expect("the watcher");
+        // The last look may come after the load's end: the one before it counts.
+        let (first, last) = (seen[0], seen[seen.len().saturating_sub(2)]);
+        let grown = (last[0] - first[0]).max(0.0) + (last[1] - first[1]).max(0.0);
+        figures.count = figures.count.saturating_sub(grown as u64);
+        let most = |n: usize| seen.iter().map(|s| s[n]).fold(0.0, f64::max);
+        let note = format!(
+            "{:.0} accepted, pending {} → {} (at most {}), views behind {} → {} (at most {})",
+            last[2] - first[2],
+            first[0],
+            last[0],
+            most(0),
+            first[1],
+            last[1],
+            most(1)
+        );
+        (figures, note)
+    })
 }

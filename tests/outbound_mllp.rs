@@ -332,7 +332,7 @@ async fn a_message_with_block_characters_is_not_sent() {
     let (out, _) = open(json!({"mllp": [address(&sink)]}));
     for inside in ["\u{1c}\r\u{b}MSH|smuggled", "\u{b}"] {
         let result = out.send(hl7(format!("{}{inside}", adt("id-1")))).await;
-        assert!(matches!(result, Err(SendError::NotSent { .. })), "{inside:?}");
+        assert!(matches!(result, Err(SendError::Unsendable { .. })), "{inside:?}");
     }
     assert_eq!(sink.counts().messages, 0);
 }

@@ -45,7 +45,8 @@ impl HttpConnector {
     }
 
     async fn exchange(&self, delivery: &Delivery, index: usize, target: &str) -> Result<(Method, Response), SendError> {
-        let request = self.shape.request(&delivery.message, index).map_err(|reason| super::unsendable(target, reason))?;
+        let mut request = self.shape.request(&delivery.message, index).map_err(|reason| super::unsendable(target, reason))?;
+        self.shape.set_headers(&mut request).map_err(|reason| not_sent(target, reason))?;
         let (method, after) = (request.method().clone(), delivery.timeout);
         match tokio::time::timeout(after, self.client.execute(request)).await {
             Ok(Ok(response)) => Ok((method, response)),

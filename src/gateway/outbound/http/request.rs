@@ -58,7 +58,12 @@ impl Shape {
         })
     }
 
-    /// The request for a message to target `index`; the error is a reason without content.
+    /// Sets the route's own headers. The error (a file that cannot be read) is the route's fault, not the message's.
+    pub(super) fn set_headers(&self, request: &mut Request) -> Result<(), String> {
+        self.set.apply(request.headers_mut())
+    }
+
+    /// The request for a message to target `index`, but for [`Shape::set_headers`]; the error is a reason without content.
     pub(super) fn request(&self, message: &Stored, index: usize) -> Result<Request, String> {
         let envelope = message.envelope();
         let head = envelope.http.as_ref();
@@ -86,7 +91,6 @@ impl Shape {
         }
         headers.insert(OPENHIM_TRANSACTION, id.clone());
         headers.insert(TRANSACTION, id);
-        self.set.apply(&mut headers)?;
         *request.headers_mut() = headers;
         *request.body_mut() = Some(body(message));
         Ok(request)

@@ -77,7 +77,10 @@ impl MllpConnector {
 
     async fn deliver(&self, delivery: &Delivery, lease: &Lease) -> Result<Reply, SendError> {
         let target = lease.name();
-        let (mut out, plan) = prepare(&delivery.message).await.map_err(|reason| super::unsendable(target, reason))?;
+        let (mut out, plan) = prepare(&delivery.message).await.map_err(|fault| match fault {
+            Fault::Content(reason) => super::unsendable(target, reason),
+            Fault::Store => broken(target, "the stored body could not be read"),
+        })?;
         let mut stage = Stage::Waiting;
         let exchange = self.exchange(delivery.timeout, lease, &mut out, &plan, &mut stage);
         let answer = match timeout(delivery.timeout, exchange).await {
@@ -178,8 +181,22 @@ impl Address {
     }
 }
 
+/// Why a message is not fit to be sent.
+enum Fault {
+    /// What it holds cannot go over MLLP.
+    Content(String),
+    /// It cannot be read back now.
+    Store,
+}
+
+impl From<String> for Fault {
+    fn from(reason: String) -> Self {
+        Self::Content(reason)
+    }
+}
+
 /// The message as it will be sent, and what it asks for. Reads no more of a large one than its first segment.
-async fn prepare(message: &Stored) -> Result<(Option<Outgoing>, Plan), String> {
+async fn prepare(message: &Stored) -> Result<(Option<Outgoing>, Plan), Fault> {
     if let Some(body) = &message.body {
         check_framing(&mut None, body)?;
         return Ok((Some(Outgoing::Whole(body.clone())), Plan::of(body)));
@@ -188,7 +205,7 @@ async fn prepare(message: &Stored) -> Result<(Option<Outgoing>, Plan), String> {
     let mut head = BytesMut::new();
     while head.len() < HEAD {
         match rest.next().await {
-            Some(piece) => head.extend_from_slice(&piece.map_err(|_| "the stored body could not be read")?),
+            Some(piece) => head.extend_from_slice(&piece.map_err(|_| Fault::Store)?),
             None => {
                 let body = head.freeze();
                 check_framing(&mut None, &body)?;
