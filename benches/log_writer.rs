@@ -97,13 +97,7 @@ fn bare(dir: &Path, group: usize, time: Duration) -> f64 {
 }
 
 fn ours(dir: &Path, writers: usize, time: Duration, views: bool, folding: &mut Vec<f64>) -> f64 {
-    let options = Options {
-        dir: dir.join("ledger"),
-        config: config::Ledger::default(),
-        writer_queue: 16 << 20,
-        free_space: Box::new(|| None),
-        boot_id: Box::new(|| None),
-    };
+    let options = Options::new(dir.join("ledger"), config::Ledger::default());
     let ledger = Arc::new(Ledger::open(options).expect("the ledger opens"));
     ledger.pause_views(!views);
     ledger.start(Arc::new(Nobody)).expect("the ledger starts");

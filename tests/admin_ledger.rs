@@ -27,14 +27,8 @@ impl CommitSink for Nobody {
 }
 
 fn open(folder: &tempfile::TempDir) -> Arc<Ledger> {
-    let ledger = Ledger::open(Options {
-        dir: folder.path().join("ledger"),
-        config: config::Ledger::default(),
-        writer_queue: 16 << 20,
-        free_space: Box::new(|| Some(1 << 40)),
-        boot_id: Box::new(|| None),
-    })
-    .unwrap();
+    let options = Options::new(folder.path().join("ledger"), config::Ledger::default());
+    let ledger = Ledger::open(Options { free_space: Box::new(|| Some(1 << 40)), ..options }).unwrap();
     ledger.start(Arc::new(Nobody)).unwrap();
     Arc::new(ledger)
 }

@@ -34,6 +34,7 @@ const BELONGS_TO: &[(&str, &[&str])] = &[
     ("rusqlite", &["ledger"]),
     ("reqwest", &["gateway/outbound", "cli"]),
     ("nix", &["host"]),
+    ("rustix", &["host"]),
     ("sd_notify", &["host"]),
     ("socket2", &["host", "gateway", "admin", "cli"]),
     ("tracing_journald", &["host"]),

@@ -140,7 +140,7 @@ fn restarts_under_socket_activation_fail_no_request() {
     }
     let (http, mllp) = (held[0].as_raw_fd(), held[1].as_raw_fd());
     let script = format!(
-        "exec {{h}}<&{http} {{m}}<&{mllp} 3<&- 4<&-; exec 3<&$h 4<&$m {http}<&- {mllp}<&-; \
+        "exec {{h}}<&{http} {{m}}<&{mllp} {http}<&- {mllp}<&-; exec 3<&$h 4<&$m; \
          export LISTEN_FDS=2 LISTEN_PID=$$ LISTEN_FDNAMES=http:mllp.lis; exec \"$@\""
     );
     node.setup.wrapper = ["bash", "-c", &script, "bash"].iter().map(|s| (*s).to_owned()).collect();

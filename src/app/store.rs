@@ -23,6 +23,7 @@ pub(super) fn open(config: &Config) -> anyhow::Result<Arc<Ledger>> {
         writer_queue: config.limits.writer_queue.as_u64(),
         free_space: Box::new(move || host::space::free(&watched).ok().map(|space| space.free)),
         boot_id: Box::new(host::boot_id),
+        background: host::background,
     })?;
     Ok(Arc::new(ledger))
 }

@@ -2,6 +2,15 @@
 
 use nix::unistd::{User, geteuid};
 
+/// Nice value of threads whose work can wait: a tenth of the share of the others.
+const BACKGROUND: i32 = 10;
+
+/// Lets other threads go before the calling one where there is not enough processor for all: for work that can wait.
+pub fn background() {
+    // One that may not is as quick as the others, which is no fault.
+    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), BACKGROUND);
+}
+
 /// Changes with every boot of the machine (`/proc/sys/kernel/random/boot_id`).
 pub fn boot_id() -> Option<String> {
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;

@@ -1,4 +1,4 @@
-//! The host: systemd, journald, signals, limits, listeners, the lock of the store. The only user of nix.
+//! The host: systemd, journald, signals, limits, listeners, the lock of the store. The only user of nix and rustix.
 
 pub mod clock;
 pub mod limits;
@@ -14,4 +14,4 @@ pub mod upgrade;
 
 pub use crate::telemetry::resident_bytes as rss;
 pub use clock::SystemClock;
-pub use machine::{boot_id, hostname, user};
+pub use machine::{background, boot_id, hostname, user};

@@ -40,10 +40,11 @@ impl RawFact {
     }
 }
 
-/// The facts after `after`, at most so many. Only copies: the read transaction must be short.
-pub fn read(conn: &Connection, after: Seq, most: usize, bytes: usize) -> Result<Vec<RawFact>, FileError> {
-    let mut statement = conn.prepare("SELECT seq, id, home, at, kind, data FROM facts WHERE seq > ?1 ORDER BY seq LIMIT ?2")?;
-    let mut rows = statement.query([to_sql(after), most as i64])?;
+/// The facts after `after` up to `until`, at most so many. Only copies: the read transaction must be short.
+pub fn read(conn: &Connection, after: Seq, until: Seq, most: usize, bytes: usize) -> Result<Vec<RawFact>, FileError> {
+    let mut statement = conn
+        .prepare_cached("SELECT seq, id, home, at, kind, data FROM facts WHERE seq > ?1 AND seq <= ?2 ORDER BY seq LIMIT ?3")?;
+    let mut rows = statement.query([to_sql(after), to_sql(until), most as i64])?;
     let mut facts = Vec::new();
     let mut size = 0;
     while let Some(row) = rows.next()? {

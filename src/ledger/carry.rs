@@ -16,7 +16,6 @@ use crate::engine::fact::{BodyRef, Fact, Seq, Status, What};
 use crate::engine::ports::{Append, LogError};
 use bytes::Bytes;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Transactions on their way at the same time.
@@ -124,8 +123,7 @@ pub fn pass_through(core: &Core) {
 
 /// Waits until the views go up to `seq`.
 fn see(core: &Core, seq: Seq) -> Result<(), RetentionError> {
-    core.folded.hurry.store(true, Ordering::Release);
-    core.folder_bell.ring();
+    core.hurry_views(seq);
     if core.folded.wait_for(seq, Instant::now() + PATIENCE) { Ok(()) } else { Err(RetentionError::Behind) }
 }
 

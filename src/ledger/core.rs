@@ -1,7 +1,7 @@
 //! What the ledger's threads share.
 
 use super::catalog::{Catalog, Segment};
-use super::homes::Homes;
+use super::homes::{Homes, Moves};
 use super::marks::Marks;
 use super::pool::Pool;
 use super::problems::Problems;
@@ -13,7 +13,7 @@ use crate::engine::fact::Seq;
 use crate::engine::ports::LogError;
 use rusqlite::Connection;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::Notify;
@@ -61,8 +61,10 @@ pub struct Folded {
     moved: Condvar,
     /// For measurements: the folder rests.
     pub paused: AtomicBool,
-    /// Somebody waits: fold at once instead of in larger batches.
-    pub hurry: AtomicBool,
+    /// Somebody waits for the views to come so far.
+    wanted: AtomicU64,
+    /// The folder's second thread is at work.
+    pub helped: AtomicBool,
 }
 
 impl Folded {
@@ -73,6 +75,11 @@ impl Folded {
     pub fn set(&self, seq: Seq) {
         *self.lock() = seq;
         self.moved.notify_all();
+    }
+
+    /// How far the views should come at once.
+    pub fn wanted(&self) -> Seq {
+        self.wanted.load(Ordering::Acquire)
     }
 
     /// Waits until everything up to `seq` is in the views; false at `deadline`.
@@ -122,11 +129,18 @@ pub struct Core {
     pub transients: Transients,
     pub pool: Pool,
     pub homes: Homes,
+    pub moves: Moves,
     pub problems: Problems,
-    /// Highest number committed.
+    /// Highest number committed and durable. The active log may hold more.
     pub committed: AtomicU64,
+    /// Appenders that wait for what is written and not durable yet.
+    pub in_flight: AtomicUsize,
+    /// Smoothed time that making a group durable takes, microseconds.
+    pub sync_micros: AtomicU64,
     pub folded: Folded,
     pub folder_bell: Bell,
+    /// For the folder's second thread.
+    pub help_bell: Bell,
     pub keeper_bell: Bell,
     pub sealing: Mutex<Vec<Sealing>>,
     /// Bytes in the active segment's write-ahead log since it last began anew, about.
@@ -168,10 +182,14 @@ impl Core {
             transients,
             pool: Pool::default(),
             homes: Homes::default(),
+            moves: Moves::default(),
             problems,
             committed: AtomicU64::new(0),
+            in_flight: AtomicUsize::new(0),
+            sync_micros: AtomicU64::new(0),
             folded: Folded::default(),
             folder_bell: Bell::default(),
+            help_bell: Bell::default(),
             keeper_bell: Bell::default(),
             sealing: Mutex::new(Vec::new()),
             wal_bytes: AtomicU64::new(0),
@@ -265,6 +283,27 @@ impl Core {
             if !self.is_tight() || tokio::time::timeout_at(deadline, roomier).await.is_err() {
                 return;
             }
+        }
+    }
+
+    /// Making a group durable took so long.
+    pub fn synced(&self, took: Duration) {
+        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let smoothed = (self.sync_micros.load(Ordering::Relaxed) * 7).saturating_add(took) / 8;
+        self.sync_micros.store(smoothed, Ordering::Relaxed);
+    }
+
+    /// The views should come so far now, whatever else there is to do.
+    pub fn hurry_views(&self, seq: Seq) {
+        self.folded.wanted.fetch_max(seq, Ordering::AcqRel);
+        self.help_bell.ring();
+    }
+
+    /// Sees to it that the views do not fall behind for ever.
+    pub fn watch_views(&self) {
+        let committed = self.committed();
+        if committed.saturating_sub(self.folded.get()) > super::folding::BEHIND {
+            self.hurry_views(committed - super::folding::BEHIND / 2);
         }
     }
 

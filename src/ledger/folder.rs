@@ -1,4 +1,4 @@
-//! The folder: a thread that reads the log and keeps the views.
+//! The folder: reads the log and keeps the views, on the threads of [`super::folding`].
 //!
 //! It reads in batches with short read transactions and folds in memory first, so that a message accepted and delivered within
 //! one batch is one row write. Order of writing: rows in older segments' views first, then those of the log's own
@@ -25,13 +25,10 @@ const VIEWS_OPEN: usize = 4;
 /// Views are made durable after so many facts …
 const SYNC_FACTS: u64 = 100_000;
 /// … or so much time.
-const SYNC_EVERY: Duration = Duration::from_secs(60);
-/// Views are closed when nothing has happened for so long.
-const IDLE: Duration = Duration::from_secs(10);
-/// Pause after a failure.
-const AFTER_FAILURE: Duration = Duration::from_millis(500);
-/// Pause between small batches: a few larger ones cost less than many small ones.
-const BREATHER: Duration = Duration::from_millis(40);
+pub const SYNC_EVERY: Duration = Duration::from_secs(60);
+
+/// Folding failed, which was told.
+pub struct Failed;
 
 /// The folder's state.
 pub struct Folder {
@@ -53,48 +50,33 @@ impl Folder {
         Self { core, at, boot, reading: None, views: VecDeque::new(), unsynced: 0, synced_at: Instant::now() }
     }
 
-    /// Runs until the ledger closes, then makes the views durable.
-    pub fn run(mut self) {
-        loop {
-            self.rebuild_asked();
-            let catalog = &self.core.catalog;
-            self.views.retain(|v| catalog.at(v.first).is_some());
-            let began = Instant::now();
-            let mut failed = false;
-            let folded = match self.complete_asked().and_then(|()| self.catch_up(usize::MAX)) {
-                Ok(folded) => folded,
-                Err(e) => {
-                    event::UpkeepFailed { what: "views", error: &e.to_string() }.emit();
-                    // What was half done is done again from the log.
-                    self.views.clear();
-                    failed = true;
-                    0
-                }
-            };
-            if self.sync_is_due() {
-                self.sync();
-            }
-            // All commits come before this flag: whoever sets it has joined the writer.
-            let paused = self.core.folded.paused.load(Ordering::Acquire);
-            if self.core.closing.load(Ordering::Acquire) && (failed || paused || self.core.committed() <= self.at) {
-                break;
-            }
-            let hurry = self.core.folded.hurry.swap(false, Ordering::AcqRel);
-            if failed {
-                std::thread::sleep(AFTER_FAILURE);
-            } else if folded > 0 && !hurry && began.elapsed() < BREATHER {
-                std::thread::sleep(BREATHER);
-            } else if folded == 0 {
-                let resting = Instant::now();
-                self.core.folder_bell.wait(if self.views.is_empty() { SYNC_EVERY } else { IDLE });
-                if resting.elapsed() >= IDLE && !self.views.is_empty() {
-                    // Nothing happens: be durable, and hold no memory.
-                    self.sync();
-                    self.views.clear();
-                }
-            }
+    /// One round: what is asked for, then up to so many batches. Gives how many facts were folded; a failure is told.
+    pub fn round(&mut self, batches: usize) -> Result<u64, Failed> {
+        self.rebuild_asked();
+        let catalog = &self.core.catalog;
+        self.views.retain(|v| catalog.at(v.first).is_some());
+        let folded = self.complete_asked().and_then(|()| self.catch_up(batches)).map_err(|e| {
+            event::UpkeepFailed { what: "views", error: &e.to_string() }.emit();
+            // What was half done is done again from the log.
+            self.views.clear();
+            Failed
+        });
+        if self.sync_is_due() {
+            self.sync();
         }
-        self.sync();
+        folded
+    }
+
+    /// Nothing happens: be durable, and hold no memory.
+    pub fn rest(&mut self) {
+        if !self.views.is_empty() {
+            self.sync();
+            self.views.clear();
+        }
+    }
+
+    pub fn is_resting(&self) -> bool {
+        self.views.is_empty()
     }
 
     /// Folds what there is, at most so many batches; gives how many facts that were.
@@ -106,11 +88,14 @@ impl Folder {
             }
             // Asked in this order: what is committed, whether the segment is complete, what is in it.
             let committed = self.core.committed();
-            let Some((segment, complete)) = self.core.catalog.beyond(self.at) else { break };
+            let Some((segment, closed)) = self.core.catalog.beyond(self.at) else { break };
+            // Its last group may not be durable yet.
+            let complete = closed && segment.end() <= committed;
             if let Some(before) = self.reading.replace(segment.clone()).filter(|s| s.first < segment.first && !s.is_gone()) {
                 self.complete(&before)?;
             }
-            let facts = match self.core.with_log(&segment, |conn| batch::read(conn, self.at, BATCH_FACTS, BATCH_BYTES)) {
+            let facts = match self.core.with_log(&segment, |conn| batch::read(conn, self.at, committed, BATCH_FACTS, BATCH_BYTES))
+            {
                 Ok(facts) => facts,
                 Err(FileError::Damaged(d)) if complete => {
                     super::damage::quarantine(&self.core, &segment, &d.0);
@@ -150,6 +135,9 @@ impl Folder {
     /// One batch of facts of one log.
     fn fold(&mut self, segment: &Segment, facts: Vec<RawFact>, last: Seq) -> Result<(), FileError> {
         let mut moved_away = Vec::new();
+        // While rows move from one view to another, a search that goes through both may see neither.
+        let core = self.core.clone();
+        let _moving = facts.iter().any(|f| f.carried_from().is_some()).then(|| core.moves.begin());
         let mut parts = batch::by_segment(&self.core, segment, &facts);
         // The log's own segment last: with it goes the place reached.
         let own = parts.remove(&segment.first).unwrap_or_default();
@@ -243,7 +231,7 @@ impl Folder {
     }
 
     /// Makes all views durable, then notes how far they go.
-    fn sync(&mut self) {
+    pub fn sync(&mut self) {
         let result = self.views.iter_mut().try_for_each(View::sync).map_err(|e| e.to_string()).and_then(|()| {
             let (folded, high) = (self.at, self.core.queue.next_seq());
             let oldest = self.core.catalog.oldest().map_or(0, |s| s.first);
@@ -337,8 +325,7 @@ impl Folder {
         let mut at = source.first - 1;
         let mut count = 0;
         loop {
-            let mut facts = self.core.with_log(source, |conn| batch::read(conn, at, BATCH_FACTS, BATCH_BYTES))?;
-            facts.retain(|f| f.seq <= self.at);
+            let facts = self.core.with_log(source, |conn| batch::read(conn, at, self.at, BATCH_FACTS, BATCH_BYTES))?;
             let Some(last) = facts.last().map(|f| f.seq) else { return Ok(count) };
             let homes = &self.core.homes;
             let here = |f: &RawFact| (target.first..=target.end()).contains(&homes.now(f.home()));

@@ -4,7 +4,7 @@
 use crate::engine::fact::Seq;
 use std::collections::HashMap;
 use std::sync::RwLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 #[derive(Default)]
 struct Maps {
@@ -59,6 +59,37 @@ impl Homes {
                 maps.now.remove(&old);
             }
         }
+    }
+}
+
+/// Tells searches when rows moved between views meanwhile: even while none do.
+#[derive(Default)]
+pub struct Moves(AtomicU64);
+
+impl Moves {
+    /// Rows begin to move; they have when the guard is dropped.
+    pub fn begin(&self) -> Moving<'_> {
+        self.0.fetch_add(1, Ordering::AcqRel);
+        Moving(self)
+    }
+
+    /// For [`Moves::since`].
+    pub fn now(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// Do rows move, or have they since?
+    pub fn since(&self, then: u64) -> bool {
+        then % 2 == 1 || self.now() != then
+    }
+}
+
+/// See [`Moves::begin`].
+pub struct Moving<'a>(&'a Moves);
+
+impl Drop for Moving<'_> {
+    fn drop(&mut self) {
+        self.0.0.fetch_add(1, Ordering::AcqRel);
     }
 }
 

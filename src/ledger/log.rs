@@ -173,8 +173,7 @@ impl Log for Ledger {
         let committed = core.committed();
         let job = self.readers.run(move || {
             // What happened to it last may not be in the views yet.
-            core.folded.hurry.store(true, Ordering::Release);
-            core.folder_bell.ring();
+            core.hurry_views(committed);
             core.folded.wait_for(committed, std::time::Instant::now() + PATIENCE);
             super::search::detail(&core, id)
         });

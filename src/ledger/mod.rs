@@ -14,9 +14,11 @@ mod catalog;
 mod codec;
 mod core;
 mod damage;
+mod desk;
 mod failure;
 pub mod fold;
 mod folder;
+mod folding;
 mod gather;
 mod homes;
 mod keeper;
@@ -73,6 +75,15 @@ pub struct Options {
     pub free_space: FreeSpace,
     /// Id of this boot of the system: what an earlier boot wrote without fsync may be lost. `None`: not known.
     pub boot_id: Box<dyn Fn() -> Option<String> + Send>,
+    /// Called once by each thread whose work can wait while messages come, so that others go first.
+    pub background: fn(),
+}
+
+impl Options {
+    /// A ledger in `dir` that knows nothing of its host: no free space, no boot, no priorities.
+    pub fn new(dir: PathBuf, config: config::Ledger) -> Self {
+        Self { dir, config, writer_queue: 16 << 20, free_space: Box::new(|| None), boot_id: Box::new(|| None), background: || {} }
+    }
 }
 
 /// A ledger that cannot be opened.
@@ -94,17 +105,18 @@ pub enum OpenError {
 
 #[derive(Default)]
 struct Threads {
-    writer: Option<JoinHandle<()>>,
-    folder: Option<JoinHandle<()>>,
+    writers: Vec<JoinHandle<()>>,
+    folders: Vec<JoinHandle<()>>,
     keeper: Option<JoinHandle<()>>,
     check: Option<JoinHandle<()>>,
 }
 
 /// What waits between opening and starting.
 struct Idle {
-    active: writer::Active,
+    active: desk::Active,
     folder: folder::Folder,
     free_space: FreeSpace,
+    background: fn(),
     unchecked: Vec<Arc<catalog::Segment>>,
 }
 
@@ -123,7 +135,7 @@ impl Ledger {
     pub fn open(options: Options) -> Result<Self, OpenError> {
         open::probe(&options.dir).map_err(|source| OpenError::Directory { dir: options.dir.clone(), source })?;
         let open::Opened { core, active, folder, unchecked } = open::open(&options)?;
-        let idle = Idle { active, folder, free_space: options.free_space, unchecked };
+        let idle = Idle { active, folder, free_space: options.free_space, background: options.background, unchecked };
         Ok(Self {
             core,
             readers: Arc::new(readers::Readers::default()),
@@ -166,17 +178,25 @@ impl Ledger {
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new().name(name.into()).stack_size(1 << 20).spawn(run).map_err(OpenError::Threads)
         };
-        let writer = writer::Writer::new(self.core.clone(), sink);
-        let active = idle.active;
-        threads.writer = Some(spawn("ledger-write", Box::new(move || writer.run(active)))?);
+        let writers = writer::Writers::new(self.core.clone(), idle.active, sink);
+        for number in 0..writer::WRITERS {
+            let writers = writers.clone();
+            threads.writers.push(spawn("ledger-write", Box::new(move || writers.run(number)))?);
+        }
         let keeper = keeper::Keeper::new(self.core.clone(), idle.free_space);
         threads.keeper = Some(spawn("ledger-keep", Box::new(move || keeper.run()))?);
         if !idle.unchecked.is_empty() {
             let core = self.core.clone();
             threads.check = Some(spawn("ledger-check", Box::new(move || scrub::while_running(&core, idle.unchecked)))?);
         }
-        let folder = idle.folder;
-        threads.folder = Some(spawn("ledger-fold", Box::new(move || folder.run()))?);
+        let folding = folding::Folding::new(self.core.clone(), idle.folder);
+        let (helper, background) = (folding.clone(), idle.background);
+        let fold = move || {
+            background();
+            folding.in_background();
+        };
+        threads.folders.push(spawn("ledger-fold", Box::new(fold))?);
+        threads.folders.push(spawn("ledger-catch-up", Box::new(move || helper.when_needed()))?);
         Ok(())
     }
 
@@ -186,10 +206,11 @@ impl Ledger {
         let mut threads = lock(&self.threads);
         self.core.queue.close();
         // In this order: the folder sees all that the writer wrote, the keeper closes what the writer left.
-        join(threads.writer.take());
+        threads.writers.drain(..).for_each(|writer| join(Some(writer)));
         self.core.closing.store(true, Ordering::Release);
         self.core.folder_bell.ring();
-        join(threads.folder.take());
+        self.core.help_bell.ring();
+        threads.folders.drain(..).for_each(|folder| join(Some(folder)));
         self.core.keeper_bell.ring();
         join(threads.keeper.take());
         join(threads.check.take());
@@ -244,9 +265,10 @@ impl Ledger {
         self.core.folder_bell.ring();
     }
 
-    /// Whether the writer's thread runs.
+    /// Whether the writers' threads run.
     pub fn is_alive(&self) -> bool {
-        lock(&self.threads).writer.as_ref().is_some_and(|writer| !writer.is_finished())
+        let threads = lock(&self.threads);
+        !threads.writers.is_empty() && threads.writers.iter().all(|writer| !writer.is_finished())
     }
 
     /// Waits until the views show everything appended so far; false when that takes longer than `at_most`. Blocks.
@@ -258,8 +280,7 @@ impl Ledger {
         }
         carry::pass_through(&self.core);
         let committed = self.core.committed();
-        self.core.folded.hurry.store(true, Ordering::Release);
-        self.core.folder_bell.ring();
+        self.core.hurry_views(committed);
         self.core.folded.wait_for(committed, deadline)
     }
 }

@@ -3,6 +3,7 @@
 use super::catalog::{Segment, remove_files, scan, sync_dir, with_companions};
 use super::core::Core;
 use super::damage::{self, QUARANTINE};
+use super::desk::Active;
 use super::folder::Folder;
 use super::keeper;
 use super::marks::Marks;
@@ -12,7 +13,6 @@ use super::scrub;
 use super::sql::{self, FileError, Form};
 use super::transient::Transients;
 use super::view::{get_meta, meta};
-use super::writer::Active;
 use super::{OpenError, Options};
 use crate::engine::fact::Seq;
 use crate::telemetry::ledger as event;

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 /// Memory of a record besides its data.
@@ -67,8 +67,23 @@ struct Inner {
     records: VecDeque<Queued>,
     next_seq: Seq,
     closed: bool,
-    /// The writer sleeps.
-    idle: bool,
+    /// Writers that sleep.
+    idle: usize,
+    /// A writer takes what comes.
+    attended: bool,
+    /// A sleeping writer was woken and is on its way.
+    called: bool,
+    /// The last writer left some of what it took.
+    left: bool,
+}
+
+impl Inner {
+    /// Is there a writer to wake? Then it is on its way.
+    fn call(&mut self) -> bool {
+        let wake = self.idle > 0 && !self.called;
+        self.called |= wake;
+        wake
+    }
 }
 
 /// The queue.
@@ -77,6 +92,8 @@ pub struct Queue {
     wake: Condvar,
     /// Records in it, for a look without the lock.
     count: AtomicUsize,
+    /// A writer looks for records without sleeping.
+    looking: AtomicUsize,
     limit: usize,
     /// Bytes queued and in the writer's hands.
     bytes: AtomicUsize,
@@ -96,11 +113,13 @@ impl Queue {
     /// `next_seq` is the number of the first record; `limit` in bytes.
     pub fn new(next_seq: Seq, limit: usize) -> Self {
         let pieces_kib = (limit / PIECES_PART / 1024).max(1);
-        let inner = Inner { records: VecDeque::new(), next_seq, closed: false, idle: false };
+        let inner =
+            Inner { records: VecDeque::new(), next_seq, closed: false, idle: 0, attended: false, called: false, left: false };
         Self {
             inner: Mutex::new(inner),
             wake: Condvar::new(),
             count: AtomicUsize::new(0),
+            looking: AtomicUsize::new(0),
             limit,
             bytes: AtomicUsize::new(0),
             space: Notify::new(),
@@ -164,7 +183,8 @@ impl Queue {
         record.seq = seq;
         inner.records.push_back(record);
         self.count.store(inner.records.len(), Ordering::Relaxed);
-        let wake = std::mem::take(&mut inner.idle);
+        // A writer that looks will see it, and one at work takes it or sees to it that another one does.
+        let wake = !inner.attended && self.looking.load(Ordering::SeqCst) == 0 && inner.call();
         drop(inner);
         if wake {
             self.wake.notify_one();
@@ -191,23 +211,46 @@ impl Queue {
         }
     }
 
-    /// Moves everything that waits to the empty `records`, in order, as soon as there is something; false when the queue
-    /// is closed and empty.
-    pub fn take(&self, records: &mut VecDeque<Queued>) -> bool {
+    /// Waits until there is something to take that no other writer takes; it is then this one's, until [`Queue::leave`]. False
+    /// when the queue is closed and nothing is left for this writer.
+    pub fn attend(&self) -> bool {
         let mut inner = self.lock();
         loop {
-            if !inner.records.is_empty() {
-                std::mem::swap(records, &mut inner.records);
-                self.count.store(0, Ordering::Relaxed);
+            if !inner.attended && (inner.left || !inner.records.is_empty()) {
+                inner.attended = true;
                 return true;
             }
             if inner.closed {
+                // One at work goes on until all is written.
                 return false;
             }
-            inner.idle = true;
+            inner.idle += 1;
             inner = self.wake.wait(inner).unwrap_or_else(|e| e.into_inner());
-            inner.idle = false;
+            inner.idle -= 1;
+            inner.called = false;
         }
+    }
+
+    /// The writer takes nothing more for now; `left`: it has records that did not fit. Another one goes on at once.
+    pub fn leave(&self, left: bool) {
+        let mut inner = self.lock();
+        inner.attended = false;
+        inner.left = left;
+        let wake = (left || !inner.records.is_empty()) && inner.call();
+        drop(inner);
+        if wake {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Looks for records until then, awake; true when there are some. Nobody is woken for them meanwhile.
+    pub fn look(&self, until: Instant) -> bool {
+        self.looking.fetch_add(1, Ordering::SeqCst);
+        while self.is_empty() && Instant::now() < until {
+            std::hint::spin_loop();
+        }
+        self.looking.fetch_sub(1, Ordering::SeqCst);
+        !self.is_empty()
     }
 
     /// Does nothing wait? A hint: without the lock.
@@ -250,7 +293,10 @@ impl Queue {
     /// Nobody will write any more: what still waits is told so.
     pub fn abandon(&self) {
         self.close();
-        let left = std::mem::take(&mut self.lock().records);
+        let mut inner = self.lock();
+        (inner.attended, inner.left) = (false, false);
+        let left = std::mem::take(&mut inner.records);
+        drop(inner);
         drop(left);
     }
 

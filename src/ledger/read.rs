@@ -33,7 +33,7 @@ fn stored_fact(row: &Row<'_>) -> Result<Option<Fact>, FileError> {
 
 /// The fact under `seq` on an open log.
 pub fn fact_on(conn: &Connection, seq: Seq) -> Result<Option<Fact>, FileError> {
-    let mut statement = conn.prepare(&format!("SELECT {FACT_COLUMNS} FROM facts WHERE seq = ?1"))?;
+    let mut statement = conn.prepare_cached(&format!("SELECT {FACT_COLUMNS} FROM facts WHERE seq = ?1"))?;
     let mut rows = statement.query([to_sql(seq)])?;
     match rows.next()? {
         Some(row) => stored_fact(row),
@@ -59,7 +59,7 @@ pub fn accepted(core: &Core, seq: Seq) -> Result<Option<Box<Accepted>>, FileErro
 
 /// One row of bodies.
 fn body_on(conn: &Connection, seq: Seq) -> Result<Option<Bytes>, FileError> {
-    let mut statement = conn.prepare("SELECT codec, len, sum, data FROM bodies WHERE seq = ?1")?;
+    let mut statement = conn.prepare_cached("SELECT codec, len, sum, data FROM bodies WHERE seq = ?1")?;
     let found = statement
         .query_row([to_sql(seq)], |r| {
             let data = r.get_ref(3)?.as_blob().map_err(|_| rusqlite::Error::InvalidQuery)?;

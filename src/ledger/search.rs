@@ -16,15 +16,24 @@ use crate::engine::fact::{Seq, Status, What};
 use crate::message::MessageId;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, params_from_iter};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Rows fetched at a time where what follows may be slow.
 const PAGE: usize = 256;
+/// Longest wait for a view that is being made again: a segment's takes a second or two.
+const REBUILD_WAIT: Duration = Duration::from_secs(5);
+/// Retention moves rows for moments at a time.
+const MOVED_TRIES: u32 = 50;
+const MOVED_LOOK: Duration = Duration::from_millis(4);
+/// Time between looks at whether it is there.
+const REBUILD_LOOK: Duration = Duration::from_millis(20);
 
 /// What has been found, and what may still be.
 struct Finding<'q> {
     query: &'q Query,
     until: Instant,
+    /// What was in the views when it began.
+    folded: Seq,
     skip: usize,
     rows: Vec<Row>,
 }
@@ -32,6 +41,12 @@ struct Finding<'q> {
 impl Finding<'_> {
     fn is_full(&self) -> bool {
         self.rows.len() >= self.query.limit
+    }
+
+    /// Does a younger view show this row? Until it does, the old one counts.
+    fn moved_away(&self, core: &Core, seq: Seq) -> bool {
+        let now = core.homes.now(seq);
+        now != seq && now <= self.folded
     }
 
     fn add(&mut self, row: Row) {
@@ -47,12 +62,28 @@ impl Finding<'_> {
     }
 }
 
-/// Transactions that match, newest first.
+/// Transactions that match, newest first. Where a view is found damaged on the way, the search waits for the folder to make it
+/// again, within the query's deadline and [`REBUILD_WAIT`].
 pub fn search(core: &Core, query: &Query) -> Result<Vec<Row>, SearchError> {
     if query.text.is_some() && (query.from_ms.is_none() || query.to_ms.is_none()) {
         return Err(SearchError::TextNeedsTime);
     }
-    let mut finding = Finding { query, until: Instant::now() + query.deadline, skip: query.offset, rows: Vec::new() };
+    let until = Instant::now() + query.deadline;
+    let patience = until.min(Instant::now() + REBUILD_WAIT);
+    for attempt in 1.. {
+        let moves = core.moves.now();
+        match once(core, query, until) {
+            Err(SearchError::Rebuilding) if Instant::now() < patience => std::thread::sleep(REBUILD_LOOK),
+            // One that moved from an old view to a young one while we went the other way was seen in neither, or in both.
+            Ok(_) if core.moves.since(moves) && attempt < MOVED_TRIES && Instant::now() < until => std::thread::sleep(MOVED_LOOK),
+            other => return other,
+        }
+    }
+    Err(SearchError::Rebuilding)
+}
+
+fn once(core: &Core, query: &Query, until: Instant) -> Result<Vec<Row>, SearchError> {
+    let mut finding = Finding { query, until, folded: core.folded.get(), skip: query.offset, rows: Vec::new() };
     let hashes = hashes(query);
     for segment in core.catalog.all().into_iter().rev() {
         if finding.is_full() {
@@ -129,7 +160,7 @@ fn keyed(core: &Core, segment: &Segment, hash: i64, finding: &mut Finding<'_>) -
         }
         finding.in_time()?;
         if let Some(row) = recover::row(core, segment, seq)?
-            && matches(core, finding.query, &row)?
+            && matches(core, finding, &row)?
         {
             finding.add(row.into());
         }
@@ -138,11 +169,12 @@ fn keyed(core: &Core, segment: &Segment, hash: i64, finding: &mut Finding<'_>) -
 }
 
 /// Every condition on a row, those that need the log last.
-fn matches(core: &Core, query: &Query, row: &ViewRow) -> Result<bool, SearchError> {
+fn matches(core: &Core, finding: &Finding<'_>, row: &ViewRow) -> Result<bool, SearchError> {
+    let query = finding.query;
     let same = |wanted: &Option<String>, has: &str| wanted.as_deref().is_none_or(|w| w == has);
     let head = &row.head;
     let quick = row.flags() & flag::HIDDEN == 0
-        && core.homes.now(row.seq) == row.seq
+        && !finding.moved_away(core, row.seq)
         && query.before.is_none_or(|before| row.seq < before)
         && query.id.is_none_or(|id| id == row.id)
         && query.from_ms.is_none_or(|from| head.at >= from)
@@ -190,7 +222,7 @@ fn scan(core: &Core, segment: &Segment, finding: &mut Finding<'_>) -> Result<(),
                 return Ok(());
             }
             finding.in_time()?;
-            if matches(core, finding.query, &row)? {
+            if matches(core, finding, &row)? {
                 finding.add(row.into());
             }
         }
@@ -255,9 +287,19 @@ fn page(conn: &Connection, query: &Query, before: Seq) -> Result<Vec<ViewRow>, F
 /// One transaction with its facts.
 pub fn detail(core: &Core, id: MessageId) -> Result<Option<Detail>, SearchError> {
     let query = Query { id: Some(id), limit: 1, ..Query::default() };
-    let Some(found) = search(core, &query)?.pop() else { return Ok(None) };
-    let Some(segment) = core.catalog.holding(found.seq) else { return Ok(None) };
-    let Some(row) = recover::row(core, &segment, found.seq)? else { return Ok(None) };
+    let row = loop {
+        let Some(found) = search(core, &query)?.pop() else { return Ok(None) };
+        let row = match core.catalog.holding(found.seq) {
+            Some(segment) => recover::row(core, &segment, found.seq)?,
+            None => None,
+        };
+        // It may have moved on in between.
+        match row {
+            None if core.homes.now(found.seq) != found.seq => std::thread::sleep(MOVED_LOOK),
+            None => return Ok(None),
+            Some(row) => break row,
+        }
+    };
     let mut facts = Vec::new();
     for seq in &row.fold.facts {
         match read::fact(core, *seq) {

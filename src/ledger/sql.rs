@@ -67,7 +67,11 @@ pub fn is_damage(e: &rusqlite::Error) -> bool {
                 || f.extended_code == rusqlite::ffi::SQLITE_IOERR_SHORT_READ
                 || text.as_deref().is_some_and(|t| t.starts_with("no such table"))
         }
-        rusqlite::Error::InvalidColumnType(..) | rusqlite::Error::IntegralValueOutOfRange(..) => true,
+        // Values that we never write: another type, out of range, text that is not UTF-8, a length that cannot be.
+        rusqlite::Error::InvalidColumnType(..)
+        | rusqlite::Error::IntegralValueOutOfRange(..)
+        | rusqlite::Error::FromSqlConversionFailure(..)
+        | rusqlite::Error::Utf8Error(..) => true,
         _ => false,
     }
 }
@@ -83,6 +87,9 @@ pub fn text(e: &rusqlite::Error) -> String {
             }
         }
         rusqlite::Error::InvalidColumnType(..) => "a column holds another type than was written".into(),
+        rusqlite::Error::FromSqlConversionFailure(..) | rusqlite::Error::Utf8Error(..) => {
+            "a column holds a value that was not written so".into()
+        }
         other => other.to_string(),
     }
 }
@@ -148,6 +155,21 @@ pub fn create_log(path: &Path, form: Form, wal: u64) -> Result<(), FileError> {
 pub fn create_spare(dir: &Path, wal: u64) -> Result<(), FileError> {
     let spare = dir.join(SPARE);
     if spare.exists() { Ok(()) } else { create(&spare, Form::Log, LOG_PAGE, LOG_TABLES, wal) }
+}
+
+/// Opens the log of the active segment: its commits are made durable by the writers (see [`super::writer`]).
+pub fn open_active(path: &Path, cache_kib: i64) -> Result<Connection, FileError> {
+    let conn = open_log(path, Form::Log, cache_kib)?;
+    let synchronous = if cfg!(feature = "break-fsync") { "off" } else { "normal" };
+    conn.pragma_update(None, "synchronous", synchronous)?;
+    Ok(conn)
+}
+
+/// A log's write-ahead log, to make it durable; while a connection that has read from the log is open.
+pub fn open_wal(log: &Path) -> Result<std::fs::File, FileError> {
+    let wal = &with_companions(log)[1];
+    // It is not there yet when the node was last ended in good order. SQLite takes an empty one for none.
+    std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(wal).map_err(|e| io_error(&e))
 }
 
 /// Opens a log or a file of transient bodies for writing.

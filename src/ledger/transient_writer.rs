@@ -43,8 +43,8 @@ impl TransientWriter {
         let mut last = 0;
         let mut pieces = false;
         {
-            let mut insert =
-                transaction.prepare("INSERT OR REPLACE INTO bodies(seq, codec, len, sum, data) VALUES(?1, ?2, ?3, ?4, ?5)")?;
+            let mut insert = transaction
+                .prepare_cached("INSERT OR REPLACE INTO bodies(seq, codec, len, sum, data) VALUES(?1, ?2, ?3, ?4, ?5)")?;
             for (record, body) in bodies {
                 insert.execute(params![to_sql(record.seq), body.codec as i64, body.len as i64, body.sum, &*body.data])?;
                 open.bytes += body.data.len() as u64;

@@ -99,7 +99,7 @@ impl View {
 
     /// The row of a transaction.
     pub fn row(&self, seq: Seq) -> Result<Option<ViewRow>, FileError> {
-        let mut statement = self.conn.prepare(&format!("SELECT {COLUMNS} FROM tx WHERE seq = ?1"))?;
+        let mut statement = self.conn.prepare_cached(&format!("SELECT {COLUMNS} FROM tx WHERE seq = ?1"))?;
         Ok(statement.query_row([to_sql(seq)], |r| row(&self.conn, r)).optional()?)
     }
 
@@ -107,7 +107,7 @@ impl View {
     pub fn rows_of(&self, seqs: &[Seq]) -> Result<HashMap<Seq, ViewRow>, FileError> {
         let mut found = HashMap::with_capacity(seqs.len());
         let mut names = NameCache::default();
-        let mut statement = self.conn.prepare(&format!("SELECT {COLUMNS} FROM tx WHERE seq = ?1"))?;
+        let mut statement = self.conn.prepare_cached(&format!("SELECT {COLUMNS} FROM tx WHERE seq = ?1"))?;
         for seq in seqs.iter().filter(|s| **s <= self.top) {
             if let Some(row) = statement.query_row([to_sql(*seq)], |r| row_with(&self.conn, r, &mut names)).optional()? {
                 found.insert(*seq, row);
@@ -135,12 +135,12 @@ impl View {
         let mut added = 0;
         {
             let mut name = Names::prepare(&transaction, names)?;
-            let mut put = transaction.prepare(
+            let mut put = transaction.prepare_cached(
                 "INSERT INTO tx(seq, id, at, changed, status, flags, channel, client, listener, kind, control_id, parent, body_len,
                     response, routes, facts, resend, hash, open, piece)
                     VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20)",
             )?;
-            let mut change = transaction.prepare(
+            let mut change = transaction.prepare_cached(
                 "UPDATE tx SET id=?2, at=?3, changed=?4, status=?5, flags=?6, channel=?7, client=?8, listener=?9, kind=?10, control_id=?11,
                     parent=?12, body_len=?13, response=?14, routes=?15, facts=?16, resend=?17, hash=?18, open=?19, piece=?20 WHERE seq=?1",
             )?;
@@ -152,7 +152,7 @@ impl View {
                 added += put_row(&mut put, row, &mut name)? as i64;
                 self.top = self.top.max(row.seq);
             }
-            let mut key = transaction.prepare("INSERT OR IGNORE INTO keys(run, hash, seq) VALUES(?1, ?2, ?3)")?;
+            let mut key = transaction.prepare_cached("INSERT OR IGNORE INTO keys(run, hash, seq) VALUES(?1, ?2, ?3)")?;
             if self.run_keys >= RUN_KEYS {
                 self.run += 1;
                 self.run_keys = 0;
@@ -160,11 +160,11 @@ impl View {
             for (hash, seq) in &extras.keys {
                 self.run_keys += key.execute(params![self.run, hash, to_sql(*seq)])? as i64;
             }
-            let mut moved = transaction.prepare("INSERT OR REPLACE INTO moved(old, new) VALUES(?1, ?2)")?;
+            let mut moved = transaction.prepare_cached("INSERT OR REPLACE INTO moved(old, new) VALUES(?1, ?2)")?;
             for (old, new) in &extras.moved {
                 moved.execute(params![to_sql(*old), to_sql(*new)])?;
             }
-            let mut set = transaction.prepare("INSERT OR REPLACE INTO meta(k, v) VALUES(?1, ?2)")?;
+            let mut set = transaction.prepare_cached("INSERT OR REPLACE INTO meta(k, v) VALUES(?1, ?2)")?;
             if let Some(folded) = folded {
                 set.execute(params![meta::FOLDED, to_sql(folded)])?;
                 set.execute(params![meta::BOOT, boot])?;
@@ -190,7 +190,7 @@ impl View {
         self.dirty = true;
         let transaction = self.conn.unchecked_transaction()?;
         {
-            let mut tx = transaction.prepare("DELETE FROM tx WHERE seq = ?1")?;
+            let mut tx = transaction.prepare_cached("DELETE FROM tx WHERE seq = ?1")?;
             for seq in rows {
                 self.rows -= tx.execute([to_sql(*seq)])? as i64;
             }

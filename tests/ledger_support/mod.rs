@@ -24,13 +24,7 @@ impl CommitSink for Sink {
 }
 
 pub fn options(dir: &Path, config: config::Ledger) -> Options {
-    Options {
-        dir: dir.join("ledger"),
-        config,
-        writer_queue: 16 << 20,
-        free_space: Box::new(|| None),
-        boot_id: Box::new(|| Some("boot-1".into())),
-    }
+    Options { boot_id: Box::new(|| Some("boot-1".into())), ..Options::new(dir.join("ledger"), config) }
 }
 
 pub fn small() -> config::Ledger {

@@ -1,11 +1,12 @@
 //! Sockets that were open before this program began: systemd's (sd_listen_fds(3)), or those of the process that
 //! became this one in an upgrade.
 
+use crate::telemetry::host::ListenerUnused;
 use socket2::{SockRef, Type};
 use std::{
     env,
     net::{SocketAddr, TcpListener},
-    os::fd::{FromRawFd, OwnedFd, RawFd},
+    os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd},
     sync::atomic::{AtomicBool, Ordering},
 };
 
@@ -37,9 +38,7 @@ pub struct Inherited {
 impl Inherited {
     /// Where it listens; `None` when it is no listening TCP socket.
     pub fn address(&self) -> Option<SocketAddr> {
-        let socket = SockRef::from(&self.socket);
-        let listens = socket.r#type().ok()? == Type::STREAM && socket.is_listener().ok()?;
-        if listens { self.socket.local_addr().ok() } else { None }
+        if listens(&SockRef::from(&self.socket)) { self.socket.local_addr().ok() } else { None }
     }
 }
 
@@ -81,18 +80,31 @@ fn upgraded(text: &str, pid: u32) -> Vec<(RawFd, String)> {
     parts.filter_map(pair).collect()
 }
 
-/// Makes an inherited descriptor ours: closed on exec, owned once.
+/// Makes an inherited descriptor ours: closed on exec, owned once. What is no listening TCP socket is left alone: where
+/// the starter's count is wrong, the number may by now be something of this process's own.
 #[allow(unsafe_code)]
 fn adopt(fd: RawFd, name: String, source: Source) -> Option<Inherited> {
     // The kernel hands descriptors over as bare numbers, so somebody has to say that they are ours: no safe
     // function does. A number that is not open is caught here, before it can be owned.
     std::fs::symlink_metadata(format!("/proc/self/fd/{fd}")).ok()?;
-    // SAFETY: the descriptor is open, was named to this process by the one that started it, and is taken once
-    // (TAKEN, and each number stands in one of the two lists), so nothing else in this process owns it.
+    // SAFETY: the descriptor is open, and nothing closes it between here and the end of this function: either it was
+    // handed over, and is nobody's yet, or it belongs to this thread's past, which owns it for the life of the process.
+    let looked_at = unsafe { BorrowedFd::borrow_raw(fd) };
+    if !listens(&SockRef::from(&looked_at)) {
+        ListenerUnused { name: &name, address: None }.emit();
+        return None;
+    }
+    // SAFETY: the descriptor is a listening socket that was open before this program opened any, was named to this
+    // process by the one that started it, and is taken once (TAKEN, and each number stands in one of the two lists), so
+    // nothing else in this process owns it.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     let socket = TcpListener::from(fd);
     let _ = SockRef::from(&socket).set_cloexec(true);
     Some(Inherited { name, source, socket })
+}
+
+fn listens(socket: &SockRef<'_>) -> bool {
+    socket.r#type().is_ok_and(|t| t == Type::STREAM) && socket.is_listener().unwrap_or(false)
 }
 
 /// Is a socket that systemd calls `given` the listener `wanted`? Unit files cannot have the colon of `mllp:NAME`
