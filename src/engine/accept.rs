@@ -7,6 +7,7 @@ use super::{
     ports::{Answer, Append, Arrival, Credentials, Denied, Incoming, Intake, Refusal},
     proxy::{Direct, Proxied},
     resend::Seen,
+    shares::{Holder, NoPlace},
     staging::{self, Staged},
 };
 use crate::{
@@ -90,6 +91,7 @@ impl Engine {
             let refusal = Refusal::Busy("too many messages wait for delivery", Duration::from_secs(5));
             return Answer::Refused { id: None, refusal };
         }
+        let holder = Holder::of(&arrival.client, &arrival.remote, &arrival.listener);
         let channel = &matched.channel.channel;
         let storage = channel.storage;
         let transient = storage != Storage::All;
@@ -97,9 +99,12 @@ impl Engine {
         let staged = match body {
             Incoming::Whole(bytes) if bytes.len() as u64 > limit => Err(Refusal::TooLarge { limit }),
             Incoming::Whole(bytes) => Ok(staging::whole(bytes, transient)),
-            Incoming::Stream { head, rest } => match self.streams.try_acquire() {
-                Ok(_permit) => staging::pieces(head, rest, &*self.parts.log, transient, limit).await,
-                Err(_) => Err(Refusal::Busy("too many large messages are arriving", Duration::from_secs(2))),
+            Incoming::Stream { head, rest } => match self.streams.take(holder) {
+                Ok(_place) => staging::pieces(head, rest, &*self.parts.log, transient, limit).await,
+                Err(NoPlace::Share) => {
+                    Err(Refusal::Busy("too many large messages of this sender are arriving", Duration::from_secs(2)))
+                }
+                Err(NoPlace::Full) => Err(Refusal::Busy("too many large messages are arriving", Duration::from_secs(2))),
             },
         };
         match staged {

@@ -12,6 +12,7 @@ mod verified;
 
 pub use password::hash_password;
 pub use throttle::Throttle;
+pub(super) use throttle::network;
 
 use super::ports::{Credentials, Denied};
 use crate::{

@@ -35,7 +35,7 @@ pub enum Incoming {
     /// All there.
     Whole(Bytes),
     /// Larger than the gateway's buffer: `head` is what has been read already (at least 64 KiB unless the body
-    /// is shorter), `rest` what follows.
+    /// is shorter), `rest` what follows; an error of kind `TimedOut` in it is [`Refusal::TooSlow`].
     Stream { head: Bytes, rest: BodyStream },
 }
 
@@ -121,6 +121,9 @@ pub enum Refusal {
     /// The sender broke off while sending.
     #[error("sender broke off")]
     Aborted,
+    /// The body stood still or came more slowly than the listener allows. 408.
+    #[error("the body was not sent in time")]
+    TooSlow,
 }
 
 /// The engine as the inbound gateways see it.

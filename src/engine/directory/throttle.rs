@@ -59,7 +59,8 @@ impl Throttle {
     }
 }
 
-fn network(ip: IpAddr) -> IpAddr {
+/// The network that counts as one sender: the address itself, of IPv6 its /64.
+pub(in crate::engine) fn network(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64))),
         v4 => v4,

@@ -45,6 +45,7 @@ fn outcome(refusal: &Refusal) -> Outcome {
         Refusal::Upstream(_) => Outcome::Upstream,
         Refusal::UpstreamTimeout => Outcome::UpstreamTimeout,
         Refusal::Aborted => Outcome::Aborted,
+        Refusal::TooSlow => Outcome::TooSlow,
     }
 }
 

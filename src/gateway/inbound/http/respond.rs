@@ -87,7 +87,7 @@ pub(super) fn refused(id: Option<MessageId>, refusal: &Refusal, anonymous: bool)
         Refusal::Store => (StatusCode::SERVICE_UNAVAILABLE, Some(STORE_RETRY)),
         Refusal::Upstream(_) => (StatusCode::BAD_GATEWAY, None),
         Refusal::UpstreamTimeout => (StatusCode::GATEWAY_TIMEOUT, None),
-        Refusal::Aborted => (StatusCode::REQUEST_TIMEOUT, None),
+        Refusal::Aborted | Refusal::TooSlow => (StatusCode::REQUEST_TIMEOUT, None),
     };
     let mut response = error(status, &refusal.to_string(), id);
     if let Some(retry) = retry {

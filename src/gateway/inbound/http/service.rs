@@ -10,7 +10,7 @@ use crate::{
     engine::ports::{Answer, Arrival, Credentials, Denied, Refusal},
     gateway::inbound::{ANONYMOUS, identify, outcome},
     message::Protocol,
-    telemetry::inbound::Outcome,
+    telemetry::inbound::{Cut, Outcome},
 };
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body::Body as _;
@@ -61,11 +61,11 @@ async fn answer(request: Request<Incoming>, context: &Context) -> Response<OutBo
         return respond::refused(None, &Refusal::TooLarge { limit: server.max_body }, false);
     }
     let head = request::head(&parts);
-    let body = match request::body(body, server.config.body_idle_timeout, server.connections.clone()).await {
+    let body = match request::body(body, &server.config, server.connections.clone()).await {
         Ok(body) => body,
         Err(lost) => {
-            meters.answered(Outcome::Aborted);
-            return lost_body(lost);
+            meters.answered(if lost == Lost::Late { Outcome::TooSlow } else { Outcome::Aborted });
+            return lost_body(lost, context);
         }
     };
     let anonymous = &*client == ANONYMOUS;
@@ -88,18 +88,36 @@ async fn answer(request: Request<Incoming>, context: &Context) -> Response<OutBo
         }
         Answer::Refused { id, refusal } => {
             meters.answered(outcome(&refusal));
-            respond::refused(id, &refusal, anonymous)
+            let mut response = respond::refused(id, &refusal, anonymous);
+            if refusal == Refusal::TooSlow {
+                cut_slow(&mut response, context);
+            }
+            response
         }
     }
 }
 
 const ALLOW: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
 
-fn lost_body(lost: Lost) -> Response<OutBody> {
-    let mut response = match lost {
-        Lost::Late => respond::error(StatusCode::REQUEST_TIMEOUT, "request body not sent in time", None),
-        Lost::Broken => respond::error(StatusCode::BAD_REQUEST, "request body broken off or not framed as HTTP says", None),
-    };
+fn lost_body(lost: Lost, context: &Context) -> Response<OutBody> {
+    match lost {
+        Lost::Late => {
+            let mut response = respond::error(StatusCode::REQUEST_TIMEOUT, "request body not sent in time", None);
+            cut_slow(&mut response, context);
+            response
+        }
+        Lost::Broken => {
+            let why = "request body broken off or not framed as HTTP says";
+            let mut response = respond::error(StatusCode::BAD_REQUEST, why, None);
+            response.headers_mut().insert(header::CONNECTION, CLOSE);
+            response
+        }
+    }
+}
+
+/// The rest of the body is not waited for: the connection (HTTP/2: the stream) ends with the response.
+fn cut_slow(response: &mut Response<OutBody>, context: &Context) {
+    let why = "a body came more slowly than http.min_body_rate, or stood still for http.body_idle_timeout";
+    context.instance.server.cut(context.peer, Cut::SlowBody, why);
     response.headers_mut().insert(header::CONNECTION, CLOSE);
-    response
 }

@@ -73,7 +73,8 @@ fn code(refusal: &Refusal, readable: bool) -> AckCode {
         | Refusal::Store
         | Refusal::Upstream(_)
         | Refusal::UpstreamTimeout
-        | Refusal::Aborted => AckCode::AE,
+        | Refusal::Aborted
+        | Refusal::TooSlow => AckCode::AE,
     }
 }
 

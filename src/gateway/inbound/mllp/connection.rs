@@ -9,11 +9,12 @@ use super::{
     answer::{Verdict, acknowledge},
     batch::{self, Batch, Taken},
     clock::{CR_WITHIN, Clock},
+    large::Place,
     slot::{Message, Slot, Source},
 };
 use crate::{
     engine::ports::{Intake, Refusal},
-    gateway::inbound::{LINGER, drain::Draining},
+    gateway::inbound::{ANONYMOUS, LINGER, drain::Draining},
     message::mllp::{self, Decoder, Event},
     telemetry::inbound::{Cut, Outcome},
 };
@@ -31,10 +32,9 @@ use std::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    sync::OwnedSemaphorePermit,
     time::{Instant, timeout},
 };
-use tokio_util::{io::poll_read_buf, sync::PollSemaphore};
+use tokio_util::io::poll_read_buf;
 
 /// Frames of one connection with the engine at the same time.
 pub(super) const MAX_IN_FLIGHT: usize = 32;
@@ -61,8 +61,7 @@ pub(super) struct Connection<'a, S> {
     /// Bytes outside frames since the last frame.
     garbage: u64,
     /// Held while a large frame is being received or is in hand.
-    large: Option<OwnedSemaphorePermit>,
-    large_queue: PollSemaphore,
+    large: Place,
     /// Resolves when the node takes messages again.
     reopened: Option<BoxFuture<'a, ()>>,
     slowed_until: Option<Instant>,
@@ -93,9 +92,11 @@ enum Step {
 }
 
 impl<'a, S: Socket> Connection<'a, S> {
-    pub fn new(server: &'a MllpServer, intake: &'a dyn Intake, io: S, client: Arc<str>, peer: SocketAddr) -> Self {
+    /// `proved`: the client has shown a certificate, so that it is known by more than its address.
+    pub fn new(server: &'a MllpServer, intake: &'a dyn Intake, io: S, client: Arc<str>, proved: bool, peer: SocketAddr) -> Self {
         let max_frame = usize::try_from(server.config.max_frame.as_u64()).unwrap_or(usize::MAX);
         Self {
+            large: Place::new(&client, proved && &*client != ANONYMOUS, peer.ip()),
             source: Source {
                 intake,
                 meters: server.connections.meters(),
@@ -112,8 +113,6 @@ impl<'a, S: Socket> Connection<'a, S> {
             slots: VecDeque::new(),
             clock: Clock::new(),
             garbage: 0,
-            large: None,
-            large_queue: PollSemaphore::new(server.large.clone()),
             reopened: None,
             slowed_until: None,
             ended: false,
@@ -217,8 +216,8 @@ impl<'a, S: Socket> Connection<'a, S> {
             }
             self.slots.pop_front();
         }
-        if self.large.is_some() && !self.is_large() {
-            self.large = None;
+        if self.large.is_held() && !self.is_large() {
+            self.large.release();
         }
     }
 
@@ -333,17 +332,10 @@ impl<'a, S: Socket> Connection<'a, S> {
     /// May a frame that is growing large go on growing?
     fn may_be_large(&mut self, cx: &mut Context<'_>) -> bool {
         // Waiting in the queue goes on until there is a permit: one granted to a connection that no longer asks would be lost.
-        if self.large.is_some() || !(self.decoder.in_frame() && self.read.len() > LARGE) {
+        if self.large.is_held() || !(self.decoder.in_frame() && self.read.len() > LARGE) {
             return true;
         }
-        match self.large_queue.poll_acquire(cx) {
-            Poll::Ready(permit) => {
-                // `None` only for a closed semaphore, which this one never is.
-                self.large = permit;
-                true
-            }
-            Poll::Pending => false,
-        }
+        self.large.poll(&self.server.large, cx).is_ready()
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
