@@ -257,10 +257,40 @@ async fn a_discarded_message_is_finished_and_frees_its_key() {
     bed.commit("2", &[7], &["r"]);
     bed.until("parked", || bed.transport.routes()[0].parked == 1).await;
     let message = Unfinished { seq, accepted, routes: vec![] };
-    assert_eq!(bed.transport.discard(&message, None), 1);
+    assert_eq!(bed.transport.discard(&message, None), Ok(1));
     bed.until("both finished", || bed.log.finished.lock().unwrap().len() == 2).await;
     assert_eq!(*receiver.seen.lock().unwrap(), ["2"]);
     assert_eq!(bed.gate.pending(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_on_a_held_route_is_given_up_and_its_late_retry_wakes_nobody_else() {
+    let mut bed = Bed::new(1000, 1 << 20);
+    let receiver = Arc::new(Receiver { delay: Duration::from_millis(30), ..Receiver::default() });
+    for id in ["1", "3"] {
+        receiver.answers.lock().unwrap().insert(id.into(), vec!["AR"; 100]);
+    }
+    bed.transport.configure(vec![("a.b".into(), vec![bed.worker("r", &receiver, AfterPark::Continue)])]);
+    let (seq, accepted) = bed.commit("1", &[7], &["r"]);
+    let first = Unfinished { seq, accepted, routes: vec![] };
+    let (seq, accepted) = bed.commit("2", &[7], &["r"]);
+    let second = Unfinished { seq, accepted, routes: vec![] };
+    assert!(bed.transport.discard(&second, None).is_err(), "its route is at work");
+    // Held between two attempts: its retry's timer still runs when it is given up, and its place is used again at once.
+    bed.transport.pause("a.b", "r", true).unwrap();
+    bed.until("not in hand", || bed.transport.routes()[0].in_flight == 0).await;
+    assert_eq!(bed.transport.discard(&first, Some("other")), Ok(0));
+    assert_eq!(bed.transport.discard(&first, None), Ok(1));
+    assert_eq!(bed.transport.discard(&first, None), Ok(0), "only once");
+    bed.commit("3", &[8], &["r"]);
+    bed.transport.pause("a.b", "r", false).unwrap();
+    bed.until("the second", || receiver.seen.lock().unwrap().contains(&"2".to_string())).await;
+    // The receiver itself panics when two of one key are in its hands at the same time.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!receiver.seen.lock().unwrap().contains(&"1".to_string()));
+    assert_eq!(bed.gate.pending(), 1, "the third is still tried");
+    let discarded = |f: &Fact| matches!(f.what, What::Discarded { .. });
+    assert_eq!(bed.log.facts.lock().unwrap().iter().filter(|f| discarded(f)).count(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -78,18 +78,26 @@ pub(super) async fn requeue(State(app): State<App>, Id(id): Id, Body(on): Body<O
 
 #[utoipa::path(post, path = "/transactions/{id}/discard", tag = "transactions", params(("id" = String, Path)), request_body = OnRoute,
     responses((status = 200, body = Deliveries), (status = 404, body = super::error::ErrorBody), (status = 409, body = super::error::ErrorBody)))]
-/// Gives up the message's parked deliveries.
+/// Gives up the message's deliveries that are parked, or wait on a route that is paused or not configured any more. One in hand
+/// is never given up.
 pub(super) async fn discard(State(app): State<App>, Id(id): Id, Body(on): Body<OnRoute>) -> Result<Json<Deliveries>, ApiError> {
     let deliveries = app.state.control.discard(id, on.route.as_deref()).await?;
+    if deliveries == 0 {
+        return Err(nothing_to_discard());
+    }
     changed("discard", id);
     Ok(Json(Deliveries { deliveries }))
+}
+
+pub(super) fn nothing_to_discard() -> ApiError {
+    ApiError::conflict("no delivery of it waits or is parked", "see its routes in GET /transactions/ID")
 }
 
 fn changed(action: &'static str, id: MessageId) {
     Changed { what: "delivery", name: &id.to_string(), action }.emit();
 }
 
-#[utoipa::path(get, path = "/routes", tag = "routes", responses((status = 200, description = "channel, route, primary, paused, pending, in_flight, parked, oldest_ms, last_error", body = [Object])))]
+#[utoipa::path(get, path = "/routes", tag = "routes", responses((status = 200, description = "channel, route, primary, configured, paused, pending, in_flight, parked, oldest_ms, last_error", body = [Object])))]
 /// All routes and how they stand.
 pub(super) async fn routes(State(app): State<App>) -> Result<Json<Vec<RouteStatus>>, ApiError> {
     app.blocking(|state| state.control.routes()).await.map(Json)

@@ -64,6 +64,16 @@ fn change(args: &OneArgs, action: &str) -> Result<(), Failure> {
     if args.api.json { output::json(&route) } else { print(&[route]) }
 }
 
+/// What the route does with what waits.
+fn state(route: &Value) -> String {
+    let is = |key: &str| route.get(key).and_then(Value::as_bool);
+    match (is("configured"), is("paused")) {
+        (Some(false), _) => "not configured".into(),
+        (_, Some(true)) => "paused".into(),
+        _ => "open".into(),
+    }
+}
+
 fn print(routes: &[Value]) -> Result<(), Failure> {
     let mut table = output::table(["CHANNEL", "ROUTE", "STATE", "WAITING", "IN FLIGHT", "PARKED", "OLDEST", "LAST ERROR"]);
     for route in routes {
@@ -73,7 +83,7 @@ fn print(routes: &[Value]) -> Result<(), Failure> {
         table.add_row([
             text(route, &["channel"]),
             if yes("primary") { name + " (primary)" } else { name },
-            if yes("paused") { "paused".into() } else { "open".into() },
+            state(route),
             text(route, &["pending"]),
             text(route, &["in_flight"]),
             text(route, &["parked"]),

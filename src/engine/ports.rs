@@ -348,8 +348,9 @@ pub trait Transport: Send + Sync + 'static {
     fn pause(&self, channel: &str, route: &str, paused: bool) -> Result<(), ControlError>;
     /// Puts parked deliveries of a message back into their queues; returns how many.
     fn requeue(&self, message: &Unfinished, route: Option<&str>) -> u32;
-    /// Gives up parked deliveries of a message; returns how many.
-    fn discard(&self, message: &Unfinished, route: Option<&str>) -> u32;
+    /// Gives up deliveries of a message that are parked, or wait on a route that is paused or no longer configured; returns
+    /// how many. [`ControlError::Conflict`] when there are only others: in hand, or waiting on a route at work.
+    fn discard(&self, message: &Unfinished, route: Option<&str>) -> Result<u32, ControlError>;
     /// Accepted and unfinished messages that are not set aside.
     fn pending(&self) -> u64;
     /// Resolves when nothing is in a worker's hand; from the call on, workers take nothing new.
@@ -376,7 +377,10 @@ pub struct RouteStatus {
     pub route: String,
     /// Is it the primary route?
     pub primary: bool,
-    /// Held by an operator.
+    /// Is it among the routes in force? One that is not keeps what it holds, and delivers nothing.
+    #[serde(default = "yes")]
+    pub configured: bool,
+    /// Held.
     pub paused: bool,
     /// Messages waiting, those being delivered and retried included.
     pub pending: u64,
@@ -388,6 +392,10 @@ pub struct RouteStatus {
     pub oldest_ms: i64,
     /// Last failure, for the operator; empty when the last attempt succeeded.
     pub last_error: String,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// What stands in the way of being ready; empty when ready.
@@ -418,7 +426,8 @@ pub trait Control: Send + Sync + 'static {
     /// Puts the parked deliveries of one message (`route`: of that route only) back into their queues.
     /// Returns how many.
     fn requeue(&self, id: MessageId, route: Option<&str>) -> BoxFuture<'_, Result<u32, ControlError>>;
-    /// Gives up the parked deliveries of one message. Returns how many.
+    /// Gives up the deliveries of one message that are parked, or wait on a route that is paused or no longer configured.
+    /// Returns how many (0: none is left); a delivery in hand is never given up ([`ControlError::Conflict`]).
     fn discard(&self, id: MessageId, route: Option<&str>) -> BoxFuture<'_, Result<u32, ControlError>>;
     /// Runs a message again as a new transaction whose parent is the old one (queue mode, through the channel that took
     /// it). `accepted` and the body come from the ledger. Returns the new id.

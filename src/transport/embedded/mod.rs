@@ -5,6 +5,7 @@ mod hot;
 pub mod lanes;
 mod progress;
 mod route;
+mod state;
 
 use crate::engine::{
     deliver::RouteWorker,
@@ -19,7 +20,8 @@ use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use hot::{Hot, HotBudget};
 use progress::{Progress, Tracked};
-use route::{Entry, RouteQueue};
+use route::RouteQueue;
+use state::{Entry, Given};
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard},
@@ -182,7 +184,10 @@ impl Embedded {
         if progress.park() {
             self.gate.remove(1);
         }
-        self.tracked().track(progress.clone());
+        // Given up in between: nothing to find any more.
+        if progress.left() > 0 {
+            self.tracked().track(progress.clone());
+        }
     }
 
     /// A parked delivery is wanted again.
@@ -192,24 +197,11 @@ impl Embedded {
         }
     }
 
-    fn for_parked(
-        &self,
-        message: &Unfinished,
-        route: Option<&str>,
-        act: impl Fn(&Arc<RouteQueue>, Arc<Progress>) -> bool,
-    ) -> u32 {
-        let id = message.accepted.envelope.id;
-        let Some(progress) = self.tracked().by_id(id) else { return 0 };
-        let queues = self.queues.load_full();
-        let mut count = 0;
-        for name in message.accepted.routes.iter().filter(|name| route.is_none_or(|wanted| wanted == *name)) {
-            if let Some(queue) = find(&queues, &message.accepted.channel, name)
-                && act(&queue, progress.clone())
-            {
-                count += 1;
-            }
-        }
-        count
+    /// The queues of a message's routes, or of one of them.
+    fn queues_of(&self, message: &Unfinished, route: Option<&str>) -> Vec<Arc<RouteQueue>> {
+        let queues = self.queues.load();
+        let names = message.accepted.routes.iter().filter(|name| route.is_none_or(|wanted| wanted == *name));
+        names.filter_map(|name| find(&queues, &message.accepted.channel, name)).collect()
     }
 
     fn note(&self, id: MessageId, home: Seq, what: What) {
@@ -317,6 +309,8 @@ impl Transport for Arc<Embedded> {
         Pending { messages: self.gate.pending() }.emit();
         let now = self.clock.now_ms();
         let mut all: Vec<RouteStatus> = self.queues.load().values().flatten().map(|queue| queue.status(now)).collect();
+        // A route that has gone is of interest as long as it holds something.
+        all.retain(|r| r.configured || r.pending + r.parked + u64::from(r.in_flight) > 0);
         all.sort_by(|a, b| (&a.channel, !a.primary, &a.route).cmp(&(&b.channel, !b.primary, &b.route)));
         all
     }
@@ -329,33 +323,61 @@ impl Transport for Arc<Embedded> {
     }
 
     fn requeue(&self, message: &Unfinished, route: Option<&str>) -> u32 {
-        let id = message.accepted.envelope.id;
-        self.for_parked(message, route, |queue, progress| {
+        let envelope = &message.accepted.envelope;
+        let Some(progress) = self.tracked().by_id(envelope.id) else { return 0 };
+        let mut count = 0;
+        for queue in self.queues_of(message, route) {
             self.unparked(&progress);
-            let taken =
-                queue.requeue(id, &message.accepted.envelope.keys, message.accepted.envelope.received_ms, progress.clone());
-            if taken {
-                self.note(id, message.seq, What::Requeued { route: queue.route.to_string() });
+            if queue.requeue(envelope.id, &envelope.keys, envelope.received_ms, progress.clone()) {
+                self.note(envelope.id, message.seq, What::Requeued { route: queue.route.to_string() });
                 queue.pump();
+                count += 1;
             } else if progress.park() {
                 self.gate.remove(1);
             }
-            taken
-        })
+        }
+        count
     }
 
-    fn discard(&self, message: &Unfinished, route: Option<&str>) -> u32 {
-        let id = message.accepted.envelope.id;
-        self.for_parked(message, route, |queue, progress| {
-            if !queue.discard(id) {
-                return false;
-            }
-            self.note(id, message.seq, What::Discarded { route: queue.route.to_string() });
-            self.unparked(&progress);
+    fn discard(&self, message: &Unfinished, route: Option<&str>) -> Result<u32, ControlError> {
+        let envelope = &message.accepted.envelope;
+        let parked = self.tracked().by_id(envelope.id);
+        let mut count = 0;
+        let mut refused = None;
+        for queue in self.queues_of(message, route) {
+            let (channel, name) = (&queue.channel, &queue.route);
+            let progress = match (queue.discard(envelope.id, &envelope.keys, parked.is_some()), &parked) {
+                (Given::Waiting(progress), _) => progress,
+                (Given::Parked, Some(progress)) => {
+                    self.unparked(progress);
+                    progress.clone()
+                }
+                (Given::InHand, _) => {
+                    refused = Some(format!(
+                        "its delivery on route {name} is in hand now and cannot be discarded: hold the route with \
+                         `hie route pause {channel} {name}`, wait until the attempt has ended, and try again"
+                    ));
+                    continue;
+                }
+                (Given::AtWork, _) => {
+                    refused = Some(format!(
+                        "its delivery waits on route {name}, which is at work: hold the route first with \
+                         `hie route pause {channel} {name}`, or wait until it is delivered or parked"
+                    ));
+                    continue;
+                }
+                // The queue says `Parked` only of what is tracked.
+                (Given::Nothing | Given::Parked, _) => continue,
+            };
+            self.note(envelope.id, message.seq, What::Discarded { route: name.to_string() });
             self.done(&progress);
             queue.pump();
-            true
-        })
+            count += 1;
+        }
+        match (count, refused) {
+            (0, Some(why)) => Err(ControlError::Conflict(why)),
+            (count, _) => Ok(count),
+        }
     }
 
     fn pending(&self) -> u64 {
