@@ -214,7 +214,7 @@ async fn an_upstreams_answer_is_relayed_as_it_is() {
             let pieces: Vec<_> = body.chunks(7).map(|c| Ok(bytes::Bytes::copy_from_slice(c))).collect();
             let response =
                 Response { status, headers: vec![], len: Some(body.len() as u64), body: Box::pin(stream::iter(pieces)) };
-            Answer::Response { id: MessageId::now(), response }
+            Answer::Response { id: MessageId::now(), response, resend: false }
         })
     });
     let running = mllp(config(), fake).await;

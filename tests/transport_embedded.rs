@@ -10,8 +10,8 @@ use hie::{
         fact::{Accepted, BodyRef, Fact, RouteProgress, RouteState, Seq, What},
         gate::Gate,
         ports::{
-            Append, BodyStream, Clock, CommitSink, Committed, Connector, Delivery, Log, LogError, Reply, ReplyKind, SendError,
-            Transport, Unfinished,
+            Append, BodyStream, Clock, CommitSink, Committed, Connector, Delivery, Ended, Log, LogError, Reply, ReplyKind,
+            SendError, Transport, Unfinished,
         },
         resend::ResendWindow,
     },
@@ -50,6 +50,9 @@ impl Log for MemoryLog {
     }
     fn finished(&self, seq: Seq) {
         assert!(self.finished.lock().unwrap().insert(seq), "finished twice: {seq}");
+    }
+    fn ended(&self, _: Seq) -> BoxFuture<'_, Result<Ended, LogError>> {
+        Box::pin(async { Ok(Ended::Not) })
     }
     fn unfinished_by_id(&self, _: MessageId) -> BoxFuture<'_, Result<Option<Unfinished>, LogError>> {
         Box::pin(async { Ok(None) })

@@ -3,10 +3,10 @@
 use super::{
     Engine,
     content::Content,
-    fact::{Accepted, BodyRef, Fact, Seq, What},
+    fact::{Accepted, BodyRef, Fact, What},
     ports::{Answer, Append, Arrival, Credentials, Denied, Incoming, Intake, Refusal},
     proxy::{Direct, Proxied},
-    resend::Seen,
+    repeat::{Arrived, Known},
     shares::{Holder, NoPlace},
     staging::{self, Staged},
 };
@@ -25,8 +25,6 @@ use std::{
 
 /// A refused message is recorded with at most this much of its body.
 const REFUSED_BODY: usize = 256 * 1024;
-/// How long a resend waits for the first to become durable.
-const RESEND_WAIT: Duration = Duration::from_secs(20);
 
 /// What the head of a message led to.
 struct Matched {
@@ -176,21 +174,14 @@ impl Engine {
         let Matched { channel, metrics, direct, started, mut envelope, resend_key } = matched;
         let id = envelope.id;
         let body_hash = staged.hash;
-        match self.parts.resend.check(resend_key, body_hash, id, envelope.received_ms) {
-            Seen::New => {}
-            Seen::Reused => envelope.control_id_reused = true,
-            Seen::Durable(first, seq) => return self.resent((first, seq), envelope.remote, metrics.as_deref()),
-            Seen::UnderWay(first) => {
-                if let Some(seq) = self.wait_durable(resend_key, first).await {
-                    return self.resent((first, seq), envelope.remote, metrics.as_deref());
-                }
-                let refusal = Refusal::Busy("the same message is still being stored", Duration::from_secs(1));
-                return Answer::Refused { id: None, refusal };
-            }
+        let mode = channel.mode(envelope.protocol);
+        let (at_ms, remote) = (envelope.received_ms, &*envelope.remote);
+        match self.known(Arrived { key: resend_key, body_hash, id, at_ms, remote, mode }, metrics.as_deref()).await {
+            Known::New { reused } => envelope.control_id_reused = reused,
+            Known::Answered(answer) => return answer,
         }
         envelope.body_len = staged.len;
         let config = &channel.channel;
-        let mode = channel.mode(envelope.protocol);
         let accepted = Accepted {
             channel: config.name.clone(),
             mode,
@@ -227,28 +218,6 @@ impl Engine {
                 Answer::Refused { id: None, refusal: staging::refusal(error) }
             }
         }
-    }
-
-    /// Records that the sender sent it again and acknowledges it again: the first one is durable, so nothing is waited for.
-    fn resent(&self, (first, home): (MessageId, Seq), remote: String, metrics: Option<&events::ChannelMetrics>) -> Answer {
-        let fact = Fact { id: first, home, at: self.parts.clock.now_ms(), what: What::Resent { remote } };
-        self.parts.log.append_later(Append { fact, body: None, deliver: false });
-        if let Some(channel) = metrics {
-            events::Resent { channel }.emit();
-        }
-        Answer::Accepted { id: first, resend: true }
-    }
-
-    async fn wait_durable(&self, key: u64, first: MessageId) -> Option<Seq> {
-        let until = Instant::now() + RESEND_WAIT;
-        while Instant::now() < until {
-            match self.parts.resend.state(key, first) {
-                Seen::Durable(_, seq) => return Some(seq),
-                Seen::UnderWay(_) => tokio::time::sleep(Duration::from_millis(2)).await,
-                Seen::New | Seen::Reused => return None,
-            }
-        }
-        None
     }
 
     /// Records a refused message, as far as the store goes along, and answers.

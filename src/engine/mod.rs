@@ -12,6 +12,7 @@ pub mod gate;
 pub mod judge;
 pub mod ports;
 mod proxy;
+mod repeat;
 mod rerun;
 pub mod resend;
 pub mod shares;

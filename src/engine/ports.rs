@@ -70,8 +70,8 @@ pub enum Denied {
 pub enum Answer {
     /// Queue mode: durable. `resend`: recognised as a repetition of `id`, which is durable.
     Accepted { id: MessageId, resend: bool },
-    /// Proxy mode: the primary route's response.
-    Response { id: MessageId, response: Response },
+    /// Proxy mode: the primary route's response. `resend`: the stored one, once more, for a repetition of `id`.
+    Response { id: MessageId, response: Response, resend: bool },
     /// Not accepted.
     Refused { id: Option<MessageId>, refusal: Refusal },
 }
@@ -275,6 +275,17 @@ pub enum LogError {
     Busy,
 }
 
+/// How a proxied request ended.
+#[derive(Clone, Debug)]
+pub enum Ended {
+    /// The sender was answered; `seq` is the place of the fact, for reading the body.
+    Responded { seq: Seq, status: u16, headers: Vec<(String, HeaderBytes)>, body: BodyRef, len: u64 },
+    /// The node ended while it was with the upstream.
+    Unknown,
+    /// It has not ended, was not proxied, or is no longer stored.
+    Not,
+}
+
 /// The log as the engine needs it.
 pub trait Log: Send + Sync + 'static {
     /// Appends; resolves when durable (fsynced). Dropping the future does not undo it.
@@ -296,6 +307,9 @@ pub trait Log: Send + Sync + 'static {
 
     /// A message is finished on all routes: transient bodies may go, segments need not carry it on.
     fn finished(&self, seq: Seq);
+
+    /// How the proxied transaction whose accept fact has this number ended, with everything appended before this call taken into account.
+    fn ended(&self, seq: Seq) -> BoxFuture<'_, Result<Ended, LogError>>;
 
     /// One unfinished transaction by id, with everything appended before this call taken into account.
     fn unfinished_by_id(&self, id: MessageId) -> BoxFuture<'_, Result<Option<Unfinished>, LogError>>;

@@ -82,9 +82,9 @@ async fn answer(request: Request<Incoming>, context: &Context) -> Response<OutBo
             meters.answered(if resend { Outcome::Resend } else { Outcome::Accepted });
             respond::accepted(id, resend)
         }
-        Answer::Response { id, response } => {
-            meters.answered(Outcome::Response);
-            respond::relayed(id, response, &parts.method)
+        Answer::Response { id, response, resend } => {
+            meters.answered(if resend { Outcome::Resend } else { Outcome::Response });
+            respond::relayed(id, response, resend, &parts.method)
         }
         Answer::Refused { id, refusal } => {
             meters.answered(outcome(&refusal));

@@ -42,7 +42,7 @@ enum State<'a> {
     /// With the engine.
     Accepting(BoxFuture<'a, Answer>),
     /// The upstream's response is being read.
-    Relaying { id: MessageId, status: u16, body: BodyStream, read: BytesMut },
+    Relaying { id: MessageId, status: u16, resend: bool, body: BodyStream, read: BytesMut },
 }
 
 /// A message's reply, and how long the sender is to be slowed down.
@@ -79,12 +79,12 @@ impl<'a> Message<'a> {
                         return self.told(Some(id), &Verdict::Accepted);
                     }
                     Answer::Refused { id, refusal } => return self.refused(source, id, &refusal),
-                    Answer::Response { id, response } => {
+                    Answer::Response { id, response, resend } => {
                         let (status, body) = (response.status, response.body);
-                        self.state = State::Relaying { id, status, body, read: BytesMut::new() };
+                        self.state = State::Relaying { id, status, resend, body, read: BytesMut::new() };
                     }
                 },
-                State::Relaying { id, status, body, read } => {
+                State::Relaying { id, status, resend, body, read } => {
                     let (id, status) = (*id, *status);
                     match ready!(body.poll_next_unpin(cx)) {
                         Some(Ok(data)) if read.len() + data.len() > source.max_response => {
@@ -97,7 +97,7 @@ impl<'a> Message<'a> {
                             return self.refused(source, Some(id), &refusal);
                         }
                         None => {
-                            source.meters.answered(Outcome::Response);
+                            source.meters.answered(if *resend { Outcome::Resend } else { Outcome::Response });
                             if relayable(read) {
                                 let reply = Some(Vec::from(std::mem::take(read)));
                                 return Poll::Ready(Finished { reply, slow_down: None });
