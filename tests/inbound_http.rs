@@ -182,8 +182,8 @@ async fn a_large_body_flows_through_without_being_held() {
             _: &str,
             _: Option<std::net::SocketAddr>,
             _: &hie::engine::ports::Credentials,
-        ) -> Result<Arc<str>, Denied> {
-            Ok("anonymous".into())
+        ) -> hie::engine::ports::Identity<'_> {
+            hie::engine::ports::Identity::Known(Ok("anonymous".into()))
         }
         fn accept(&self, arrival: hie::engine::ports::Arrival) -> futures_util::future::BoxFuture<'_, Answer> {
             Box::pin(async move {

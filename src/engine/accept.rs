@@ -4,7 +4,7 @@ use super::{
     Engine,
     content::Content,
     fact::{Accepted, BodyRef, Fact, What},
-    ports::{Answer, Append, Arrival, Credentials, Denied, Incoming, Intake, Refusal},
+    ports::{Answer, Append, Arrival, Credentials, Denied, Identity, Incoming, Intake, Refusal},
     proxy::{Direct, Proxied},
     repeat::{Arrived, Known},
     shares::{Holder, NoPlace},
@@ -38,17 +38,16 @@ struct Matched {
 }
 
 impl Intake for Engine {
-    fn identify(&self, listener: &str, peer: Option<SocketAddr>, credentials: &Credentials) -> Result<Arc<str>, Denied> {
+    fn identify(&self, listener: &str, peer: Option<SocketAddr>, credentials: &Credentials) -> Identity<'_> {
         let policy = self.parts.listeners.get(listener);
         let required = policy.is_some_and(|p| p.require_client);
-        let client = self.parts.directory.identify(peer, credentials, required)?;
-        match policy.and_then(|p| p.client.clone()) {
-            Some(named) if &*client == ANONYMOUS => match self.parts.directory.may_be(&named, peer) {
-                true => Ok(named),
-                false => Err(Denied::Address),
-            },
-            _ => Ok(client),
-        }
+        let found = self.parts.directory.identify(peer, credentials, required);
+        let Some(named) = policy.and_then(|p| p.client.as_ref()) else { return found };
+        found.and_then(move |client| match &*client == ANONYMOUS {
+            false => Ok(client),
+            true if self.parts.directory.may_be(named, peer) => Ok(named.clone()),
+            true => Err(Denied::Address),
+        })
     }
 
     fn accept(&self, arrival: Arrival) -> BoxFuture<'_, Answer> {

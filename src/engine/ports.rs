@@ -66,6 +66,32 @@ pub enum Denied {
     Busy,
 }
 
+/// Who a sender is: the client's name (`anonymous` for none), or why it is not let in.
+pub enum Identity<'a> {
+    /// Told at once, without an allocation: nearly always.
+    Known(Result<Arc<str>, Denied>),
+    /// A password is being checked elsewhere.
+    Checking(BoxFuture<'a, Result<Arc<str>, Denied>>),
+}
+
+impl<'a> Identity<'a> {
+    /// Waits for the check, where there is one.
+    pub async fn settled(self) -> Result<Arc<str>, Denied> {
+        match self {
+            Self::Known(result) => result,
+            Self::Checking(check) => check.await,
+        }
+    }
+
+    /// What follows from who it is.
+    pub fn and_then(self, then: impl FnOnce(Arc<str>) -> Result<Arc<str>, Denied> + Send + 'a) -> Self {
+        match self {
+            Self::Known(result) => Self::Known(result.and_then(then)),
+            Self::Checking(check) => Self::Checking(Box::pin(async move { check.await.and_then(then) })),
+        }
+    }
+}
+
 /// The answer to one arrival.
 pub enum Answer {
     /// Queue mode: durable. `resend`: recognised as a repetition of `id`, which is durable.
@@ -128,8 +154,9 @@ pub enum Refusal {
 
 /// The engine as the inbound gateways see it.
 pub trait Intake: Send + Sync + 'static {
-    /// Who is it? `peer` is the address of the sender (`None` for files). Cheap when repeated.
-    fn identify(&self, listener: &str, peer: Option<SocketAddr>, credentials: &Credentials) -> Result<Arc<str>, Denied>;
+    /// Who is it? `peer` is the address of the sender (`None` for files). Never blocks: what is known is told at once, a password
+    /// not seen before is checked on another thread.
+    fn identify(&self, listener: &str, peer: Option<SocketAddr>, credentials: &Credentials) -> Identity<'_>;
 
     /// Takes one message through match, accept and, in proxy mode, the primary route.
     /// Resolves when the sender may be answered. Dropping the future never undoes a durable accept.

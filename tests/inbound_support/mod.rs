@@ -5,7 +5,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, future::BoxFuture};
 use hie::{
     config,
-    engine::ports::{Answer, Arrival, Credentials, Denied, Incoming, Intake, Refusal},
+    engine::ports::{Answer, Arrival, Credentials, Denied, Identity, Incoming, Intake, Refusal},
     gateway::inbound::{
         http::{self, HttpServer},
         mllp::{self, MllpServer},
@@ -57,6 +57,8 @@ pub struct Fake {
     script: Box<Script>,
     identify: Box<Identify>,
     open: watch::Sender<bool>,
+    /// Senders with a credential wait until it holds.
+    pub checks: Option<watch::Sender<bool>>,
 }
 
 impl Fake {
@@ -79,6 +81,7 @@ impl Fake {
             script: Box::new(script),
             identify: Box::new(identify),
             open: watch::Sender::new(true),
+            checks: None,
         })
     }
 
@@ -108,9 +111,20 @@ pub fn default_answer(seen: &Seen) -> Answer {
 }
 
 impl Intake for Fake {
-    fn identify(&self, listener: &str, peer: Option<SocketAddr>, credentials: &Credentials) -> Result<Arc<str>, Denied> {
+    fn identify(&self, listener: &str, peer: Option<SocketAddr>, credentials: &Credentials) -> Identity<'_> {
         self.identified.lock().unwrap().push((peer, credentials.clone()));
-        (self.identify)(listener, peer, credentials)
+        let result = (self.identify)(listener, peer, credentials);
+        // Like a password seen for the first time: told when the test lets it.
+        match &self.checks {
+            Some(checks) if credentials.authorization.is_some() => {
+                let mut checks = checks.subscribe();
+                Identity::Checking(Box::pin(async move {
+                    let _ = checks.wait_for(|done| *done).await;
+                    result
+                }))
+            }
+            _ => Identity::Known(result),
+        }
     }
 
     fn accept(&self, arrival: Arrival) -> BoxFuture<'_, Answer> {

@@ -75,7 +75,6 @@ pub(super) struct Gate {
 
 const WAITING: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(2);
-const LOOK: Duration = Duration::from_millis(2);
 
 impl Gate {
     pub fn new() -> Self {
@@ -89,20 +88,6 @@ impl Gate {
         }
         let _waiting = Waiting::enter(&self.waiting)?;
         tokio::time::timeout(PATIENCE, self.permits.clone().acquire_owned()).await.ok()?.ok()
-    }
-
-    /// For callers that cannot wait asynchronously: their number is that of their threads.
-    pub fn enter_blocking(&self) -> Option<OwnedSemaphorePermit> {
-        let start = Instant::now();
-        loop {
-            if let Ok(permit) = self.permits.clone().try_acquire_owned() {
-                return Some(permit);
-            }
-            if start.elapsed() > PATIENCE {
-                return None;
-            }
-            std::thread::sleep(LOOK);
-        }
     }
 }
 

@@ -51,7 +51,7 @@ fn outcome(refusal: &Refusal) -> Outcome {
 
 /// Asks the engine who this is and applies the listener's `client` (a name for senders who prove none) and
 /// `require_client`.
-fn identify(
+async fn identify(
     intake: &dyn Intake,
     listener: &str,
     peer: Option<SocketAddr>,
@@ -59,7 +59,7 @@ fn identify(
     named: Option<&Arc<str>>,
     required: bool,
 ) -> Result<Arc<str>, Denied> {
-    let client = intake.identify(listener, peer, credentials)?;
+    let client = intake.identify(listener, peer, credentials).settled().await?;
     if &*client != ANONYMOUS {
         return Ok(client);
     }

@@ -49,10 +49,14 @@ async fn answer(request: Request<Incoming>, context: &Context) -> Response<OutBo
         Credentials { authorization: request::authorization(&parts.headers), certificate: context.certificate.clone() };
     let identified =
         identify(&*instance.intake, &server.listener, Some(context.peer), &credentials, None, server.config.require_client);
-    let client = match identified {
+    let client = match identified.await {
         Ok(client) => client,
         Err(denied) => {
-            meters.answered(if denied == Denied::Address { Outcome::NotAllowed } else { Outcome::Unauthenticated });
+            meters.answered(match denied {
+                Denied::Address => Outcome::NotAllowed,
+                Denied::Busy => Outcome::Busy,
+                Denied::Unauthenticated | Denied::BadCredentials => Outcome::Unauthenticated,
+            });
             return respond::denied(&denied);
         }
     };

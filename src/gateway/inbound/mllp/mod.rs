@@ -166,7 +166,7 @@ async fn converse(
     let credentials = Credentials { authorization: None, certificate };
     let identified =
         identify(intake, &server.listener, Some(peer), &credentials, server.client.as_ref(), server.config.require_client);
-    match identified {
+    match identified.await {
         Ok(client) => connection::Connection::new(server, intake, stream, client, proved, peer).run(draining).await,
         // Without a message there is nothing to answer, so the connection is ended; the reason is in the log.
         Err(denied) => server.cut(peer, Cut::Denied, &denied.to_string()),
