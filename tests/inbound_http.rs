@@ -185,6 +185,9 @@ async fn a_large_body_flows_through_without_being_held() {
         ) -> hie::engine::ports::Identity<'_> {
             hie::engine::ports::Identity::Known(Ok("anonymous".into()))
         }
+        fn rate(&self, _: &str) -> Result<(), Duration> {
+            Ok(())
+        }
         fn accept(&self, arrival: hie::engine::ports::Arrival) -> futures_util::future::BoxFuture<'_, Answer> {
             Box::pin(async move {
                 let hie::engine::ports::Incoming::Stream { head, mut rest } = arrival.body else { panic!("whole") };

@@ -122,6 +122,39 @@ fn slow_large_frames_of_one_address_keep_no_other_out() {
 }
 
 #[test]
+fn a_quick_client_is_slowed_down_to_its_rate_and_nothing_is_refused() {
+    let receiver = Receiver::willing();
+    let mut node = Builder::new().mllp("client = \"lab\"").channel(all_to(&receiver)).lay_out();
+    let clients = node.dir().join("clients.d");
+    std::fs::create_dir_all(&clients).expect("a folder");
+    let lab = "[[client]]\nname = \"lab\"\nrate = { per_second = 20, burst = 5 }\n";
+    std::fs::write(clients.join("lab.toml"), lab).expect("a client file");
+    node.start();
+    let begun = Instant::now();
+    let mut peer = Peer::connect(node.mllp);
+    let message = |n: u64| adt(&Tag { key: "k".into(), seq: n, id: format!("RATE{n}") }, 300, "pad");
+    peer.raw(&(0..30).flat_map(|n| frame(&message(n))).collect::<Vec<u8>>()).expect("sent");
+    for n in 0..30 {
+        let ack = peer.answer().expect("an answer").expect("the connection is kept");
+        assert_eq!((text(&ack, "MSA", 1), text(&ack, "MSA", 2)), ("AA".into(), format!("RATE{n}")));
+    }
+    assert!(begun.elapsed() > Duration::from_millis(1100), "25 at 20 per second: {:?}", begun.elapsed());
+    // Hopelessly over it, a message is refused after all, and recorded.
+    let lab = lab.replace("20, burst = 5", "0.01, burst = 1");
+    std::fs::write(clients.join("lab.toml"), lab).expect("a client file");
+    node.signal(nix::sys::signal::Signal::SIGHUP);
+    let refused =
+        wait_until(Duration::from_secs(20), || text(&Peer::connect(node.mllp).exchange(&message(99)), "MSA", 1) == "AE");
+    assert!(refused);
+    let recorded = wait_until(Duration::from_secs(10), || {
+        node.post("/transactions/search", "{\"status\":\"Refused\",\"filterRepresentation\":\"simpledetails\"}")
+            .text()
+            .contains("rate limit reached")
+    });
+    assert!(recorded);
+}
+
+#[test]
 fn slow_large_frames_end_with_frame_timeout() {
     let receiver = Receiver::willing();
     let node = Builder::new().mllp("frame_timeout = \"1s\"").channel(all_to(&receiver)).start();

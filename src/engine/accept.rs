@@ -50,6 +50,10 @@ impl Intake for Engine {
         })
     }
 
+    fn rate(&self, client: &str) -> Result<(), Duration> {
+        self.parts.directory.rate_check(client)
+    }
+
     fn accept(&self, arrival: Arrival) -> BoxFuture<'_, Answer> {
         Box::pin(async move {
             let answer = self.take(arrival).await;
@@ -75,12 +79,18 @@ impl Engine {
         let body = std::mem::replace(&mut arrival.body, Incoming::Whole(Bytes::new()));
         let (head, complete) = match &body {
             Incoming::Whole(bytes) => (bytes.clone(), true),
-            Incoming::Stream { head, .. } => (head.clone(), false),
+            Incoming::Stream { head, .. } | Incoming::Refused { head, .. } => (head.clone(), false),
         };
         let matched = match self.examine(&mut arrival, id, &head, complete) {
             Ok(matched) => matched,
-            Err((refusal, envelope, storage)) => return self.refuse(*envelope, refusal, head, storage),
+            Err((refusal, envelope, storage)) => {
+                let refusal = if let Incoming::Refused { refusal, .. } = body { refusal } else { refusal };
+                return self.refuse(*envelope, refusal, head, storage);
+            }
         };
+        if let Incoming::Refused { refusal, .. } = body {
+            return self.refuse(matched.envelope, refusal, head, matched.channel.channel.storage);
+        }
         if self.parts.gate.is_draining() && arrival.protocol == Protocol::File {
             return Answer::Refused { id: None, refusal: Refusal::Busy("the node is shutting down", Duration::from_secs(5)) };
         }
@@ -103,6 +113,7 @@ impl Engine {
                 }
                 Err(NoPlace::Full) => Err(Refusal::Busy("too many large messages are arriving", Duration::from_secs(2))),
             },
+            Incoming::Refused { refusal, .. } => Err(refusal),
         };
         match staged {
             Ok(staged) => self.commit(matched, staged).await,
@@ -138,7 +149,9 @@ impl Engine {
         if !self.parts.directory.allowed(&arrival.client, &channel.channel.allow) {
             return Err((Refusal::NotAllowed, Box::new(envelope), storage));
         }
-        if let Err(retry_after) = self.parts.directory.rate_check(&arrival.client) {
+        if !arrival.paced
+            && let Err(retry_after) = self.parts.directory.rate_check(&arrival.client)
+        {
             return Err((Refusal::RateLimited { retry_after }, Box::new(envelope), storage));
         }
         envelope.http = arrival.http.take();

@@ -26,6 +26,8 @@ pub struct Arrival {
     pub remote: String,
     /// Request line and headers, for HTTP.
     pub http: Option<HttpHead>,
+    /// Its gateway has taken it off the client's rate ([`Intake::rate`]).
+    pub paced: bool,
     /// The bytes.
     pub body: Incoming,
 }
@@ -37,6 +39,8 @@ pub enum Incoming {
     /// Larger than the gateway's buffer: `head` is what has been read already (at least 64 KiB unless the body
     /// is shorter), `rest` what follows; an error of kind `TimedOut` in it is [`Refusal::TooSlow`].
     Stream { head: Bytes, rest: BodyStream },
+    /// Refused by the gateway itself, and only to be recorded: `head` is what is at hand of it.
+    Refused { head: Bytes, refusal: Refusal },
 }
 
 /// What the sender proved itself with.
@@ -129,7 +133,7 @@ pub enum Refusal {
     /// Larger than the limit given. AR; 413.
     #[error("larger than the limit of {limit} bytes")]
     TooLarge { limit: u64 },
-    /// Over the client's rate. AE (MLLP slows down instead where it can); 429 with Retry-After.
+    /// Over the client's rate. AE, when an MLLP sender has been slowed down in vain; 429 with Retry-After.
     #[error("rate limit reached")]
     RateLimited { retry_after: Duration },
     /// Queues full or draining. AE; 503 with Retry-After.
@@ -157,6 +161,10 @@ pub trait Intake: Send + Sync + 'static {
     /// Who is it? `peer` is the address of the sender (`None` for files). Never blocks: what is known is told at once, a password
     /// not seen before is checked on another thread.
     fn identify(&self, listener: &str, peer: Option<SocketAddr>, credentials: &Credentials) -> Identity<'_>;
+
+    /// Takes one message off the client's rate; `Err`: over it, and how long until there is room. For gateways that can slow a
+    /// sender down: they ask before [`Intake::accept`], which else does it.
+    fn rate(&self, client: &str) -> Result<(), Duration>;
 
     /// Takes one message through match, accept and, in proxy mode, the primary route.
     /// Resolves when the sender may be answered. Dropping the future never undoes a durable accept.

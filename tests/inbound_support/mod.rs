@@ -13,6 +13,7 @@ use hie::{
     message::{HttpHead, MessageId, Protocol, hl7::Header},
 };
 use std::{
+    collections::VecDeque,
     net::SocketAddr,
     sync::{Arc, Mutex},
     time::Duration,
@@ -53,10 +54,14 @@ type Identify = dyn Fn(&str, Option<SocketAddr>, &Credentials) -> Result<Arc<str
 /// An engine that remembers what it saw and answers as it is told.
 pub struct Fake {
     pub seen: Mutex<Vec<Seen>>,
+    /// Refused by the gateway itself, told for the record.
+    pub refused: Mutex<Vec<Refusal>>,
     pub identified: Mutex<Vec<(Option<SocketAddr>, Credentials)>>,
     script: Box<Script>,
     identify: Box<Identify>,
     open: watch::Sender<bool>,
+    /// What is said of the rate, one after the other; then there is room.
+    pub rates: Mutex<VecDeque<Result<(), Duration>>>,
     /// Senders with a credential wait until it holds.
     pub checks: Option<watch::Sender<bool>>,
 }
@@ -77,10 +82,12 @@ impl Fake {
     ) -> Arc<Self> {
         Arc::new(Self {
             seen: Mutex::default(),
+            refused: Mutex::default(),
             identified: Mutex::default(),
             script: Box::new(script),
             identify: Box::new(identify),
             open: watch::Sender::new(true),
+            rates: Mutex::default(),
             checks: None,
         })
     }
@@ -127,14 +134,22 @@ impl Intake for Fake {
         }
     }
 
+    fn rate(&self, _: &str) -> Result<(), Duration> {
+        self.rates.lock().unwrap().pop_front().unwrap_or(Ok(()))
+    }
+
     fn accept(&self, arrival: Arrival) -> BoxFuture<'_, Answer> {
         Box::pin(async move {
+            if let Incoming::Refused { refusal, .. } = arrival.body {
+                self.refused.lock().unwrap().push(refusal.clone());
+                return Answer::Refused { id: None, refusal };
+            }
             // Remembered at the first poll, so that the order of polls is what is seen; the rest of a body follows.
             let at = {
                 let mut seen = self.seen.lock().unwrap();
                 let (body, head) = match &arrival.body {
                     Incoming::Whole(body) => (body.clone(), None),
-                    Incoming::Stream { head, .. } => (head.clone(), Some(head.len())),
+                    Incoming::Stream { head, .. } | Incoming::Refused { head, .. } => (head.clone(), Some(head.len())),
                 };
                 seen.push(Seen {
                     client: arrival.client.to_string(),

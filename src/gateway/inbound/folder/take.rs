@@ -153,6 +153,7 @@ impl Work<'_> {
                 listener: self.listener.clone(),
                 remote: self.remote.clone(),
                 http: None,
+                paced: false,
                 body: match &bytes {
                     Some(bytes) => Incoming::Whole(bytes.clone()),
                     None => body(path, range.clone()).await?,

@@ -79,6 +79,7 @@ async fn answer(request: Request<Incoming>, context: &Context) -> Response<OutBo
         listener: server.listener.clone(),
         remote: context.remote.clone(),
         http: Some(head),
+        paced: false,
         body,
     };
     match instance.intake.accept(arrival).await {

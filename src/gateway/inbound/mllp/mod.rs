@@ -23,16 +23,18 @@
 //! # Limits
 //!
 //! MLLP has no way to refuse before a message came: connections over `max_connections` are accepted and closed at once, so
-//! that the sender sees a plain end and can go to another node, and counted. A frame over `max_frame` is refused with `AR` and skipped; the
+//! that the sender sees a plain end and can go to another node, and counted. A frame over `max_frame` is refused with `AR`, recorded and skipped; the
 //! connection goes on. Frames over 256 KiB are received a few at a time, at most half of them from one sender, and each within
 //! `frame_timeout`. More than [`MAX_GARBAGE`] bytes outside frames end the connection. While the node pushes back,
-//! nothing is read, and TCP tells the sender.
+//! nothing is read, and TCP tells the sender. So it is while a message waits for its turn because its client is over its rate; one
+//! that would wait longer than 5 s is refused with `AE`.
 
 mod answer;
 mod batch;
 mod clock;
 mod connection;
 mod large;
+mod pace;
 mod slot;
 
 use super::{

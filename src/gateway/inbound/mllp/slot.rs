@@ -3,6 +3,7 @@
 use super::{
     answer::{Verdict, acknowledge, relayable},
     batch::Batch,
+    pace::Pace,
 };
 use crate::{
     engine::ports::{Answer, Arrival, BodyStream, Incoming, Intake, Refusal},
@@ -55,13 +56,23 @@ impl<'a> Message<'a> {
     /// Calls the engine; the future is polled with [`Message::poll`].
     pub fn start(source: &Source<'a>, bytes: Bytes) -> Self {
         source.meters.received(bytes.len() as u64);
+        Self::hand_over(source, bytes.clone(), Incoming::Whole(bytes))
+    }
+
+    /// Refused here: the engine only records it. `head`: what is at hand of the message.
+    pub fn refuse(source: &Source<'a>, head: Bytes, refusal: Refusal) -> Self {
+        Self::hand_over(source, head.clone(), Incoming::Refused { head, refusal })
+    }
+
+    fn hand_over(source: &Source<'a>, bytes: Bytes, body: Incoming) -> Self {
         let arrival = Arrival {
             client: source.client.clone(),
             protocol: Protocol::Mllp,
             listener: source.listener.clone(),
             remote: source.remote.clone(),
             http: None,
-            body: Incoming::Whole(bytes.clone()),
+            paced: true,
+            body,
         };
         Self { bytes, state: State::Accepting(source.intake.accept(arrival)) }
     }
@@ -148,10 +159,10 @@ impl<'a> Slot<'a> {
     }
 
     /// Moves on; becomes `Done` when the reply is there. Returns how long the sender is to be slowed down.
-    pub fn poll(&mut self, source: &Source<'a>, cx: &mut Context<'_>) -> Option<Duration> {
+    pub fn poll(&mut self, source: &Source<'a>, pace: &mut Pace, cx: &mut Context<'_>) -> Option<Duration> {
         let finished = match self {
             Self::One(message) => message.poll(source, cx),
-            Self::Batch(batch) => batch.poll(source, cx),
+            Self::Batch(batch) => batch.poll(source, pace, cx),
             Self::Done(_) => return None,
         };
         match finished {
