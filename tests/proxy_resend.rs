@@ -196,3 +196,21 @@ fn what_failed_is_forwarded_again_after_a_restart_too() {
     assert_eq!((again.status, again.text().as_str()), (201, "answer 2"), "no false acknowledgment of what failed");
     assert_eq!(seen.load(Ordering::SeqCst), 2);
 }
+
+#[test]
+fn a_path_that_leads_out_of_the_targets_is_the_senders_mistake() {
+    let (at, seen) = numbering(201);
+    let channel = queue("proxy.all", "true").replace("\"queue\"", "\"proxy\"");
+    let node = Builder::new()
+        .channel(channel + &route("upstream", &format!("http = [\"http://{at}/in\"]"), "forward_path = true"))
+        .start();
+    let get = |path: &str| http::once(node.http, "GET", path, &[], b"").expect("an answer");
+    for path in ["/../admin", "/a/../../admin", "/%2e%2E/admin"] {
+        let refused = get(path);
+        assert_eq!(refused.status, 400, "{path}: {}", refused.text());
+        assert!(refused.text().contains("leads out of"), "says why: {}", refused.text());
+        assert!(!refused.text().contains(&at.to_string()), "and nothing of the inside: {}", refused.text());
+    }
+    assert_eq!(seen.load(Ordering::SeqCst), 0);
+    assert_eq!(get("/a/../b").status, 201, "one that stays inside passes");
+}

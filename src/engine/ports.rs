@@ -148,6 +148,10 @@ pub enum Refusal {
     /// Proxy mode: the upstream did not answer in time. AE; 504.
     #[error("upstream did not answer in time")]
     UpstreamTimeout,
+    /// Proxy mode: this message can never be sent to its receiver, whatever that one does (a path that leads out of the
+    /// target's). Fixed text. AE; 400.
+    #[error("cannot be sent to its receiver: {0}")]
+    Unsendable(String),
     /// The sender broke off while sending.
     #[error("sender broke off")]
     Aborted,

@@ -147,7 +147,8 @@ impl Exchange {
         let (status, refusal) = match &error {
             SendError::Timeout { .. } => (504, Refusal::UpstreamTimeout),
             SendError::NotSent { .. } => (502, Refusal::Upstream("not reached".into())),
-            SendError::Unsendable { .. } => (502, Refusal::Upstream("the message cannot be sent there".into())),
+            // The sender's to mend: trying again leads nowhere.
+            SendError::Unsendable { reason, .. } => (400, Refusal::Unsendable(reason.clone())),
             SendError::Broken { .. } => (502, Refusal::Upstream("broke off".into())),
         };
         let target = target_of(&error);

@@ -67,11 +67,12 @@ pub enum Outcome {
     UpstreamTimeout,
     Aborted,
     TooSlow,
+    Unsendable,
     Unauthenticated,
 }
 
 impl Outcome {
-    const ALL: [Outcome; 15] = [
+    const ALL: [Outcome; 16] = [
         Self::Accepted,
         Self::Resend,
         Self::Response,
@@ -86,6 +87,7 @@ impl Outcome {
         Self::UpstreamTimeout,
         Self::Aborted,
         Self::TooSlow,
+        Self::Unsendable,
         Self::Unauthenticated,
     ];
 
@@ -106,6 +108,7 @@ impl Outcome {
             Self::UpstreamTimeout => "upstream-timeout",
             Self::Aborted => "aborted",
             Self::TooSlow => "too-slow",
+            Self::Unsendable => "unsendable",
             Self::Unauthenticated => "unauthenticated",
         }
     }

@@ -46,6 +46,7 @@ fn outcome(refusal: &Refusal) -> Outcome {
         Refusal::UpstreamTimeout => Outcome::UpstreamTimeout,
         Refusal::Aborted => Outcome::Aborted,
         Refusal::TooSlow => Outcome::TooSlow,
+        Refusal::Unsendable(_) => Outcome::Unsendable,
     }
 }
 

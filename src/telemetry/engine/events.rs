@@ -64,7 +64,7 @@ impl Refused<'_> {
 }
 
 /// The classes of refusal, as the metric's label names them.
-const CLASSES: [&str; 11] = [
+const CLASSES: [&str; 12] = [
     "unreadable",
     "no-channel",
     "not-allowed",
@@ -76,6 +76,7 @@ const CLASSES: [&str; 11] = [
     "upstream-timeout",
     "aborted",
     "too-slow",
+    "unsendable",
 ];
 
 fn class(refusal: &Refusal) -> usize {
@@ -91,6 +92,7 @@ fn class(refusal: &Refusal) -> usize {
         Refusal::UpstreamTimeout => 8,
         Refusal::Aborted => 9,
         Refusal::TooSlow => 10,
+        Refusal::Unsendable(_) => 11,
     }
 }
 

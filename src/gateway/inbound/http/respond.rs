@@ -85,7 +85,7 @@ pub(super) fn relayed(id: MessageId, upstream: Upstream, resend: bool, method: &
 /// Not accepted: status, `Retry-After` where trying again helps, and the reason as JSON.
 pub(super) fn refused(id: Option<MessageId>, refusal: &Refusal, anonymous: bool) -> Response<OutBody> {
     let (status, retry) = match refusal {
-        Refusal::Unreadable(_) => (StatusCode::BAD_REQUEST, None),
+        Refusal::Unreadable(_) | Refusal::Unsendable(_) => (StatusCode::BAD_REQUEST, None),
         Refusal::NoChannel => (StatusCode::NOT_FOUND, None),
         Refusal::NotAllowed if anonymous => (StatusCode::UNAUTHORIZED, None),
         Refusal::NotAllowed => (StatusCode::FORBIDDEN, None),

@@ -74,6 +74,7 @@ fn code(refusal: &Refusal, readable: bool) -> AckCode {
         | Refusal::Upstream(_)
         | Refusal::UpstreamTimeout
         | Refusal::Aborted
+        | Refusal::Unsendable(_)
         | Refusal::TooSlow => AckCode::AE,
     }
 }
