@@ -10,8 +10,8 @@ use hie::{
         fact::{Accepted, BodyRef, Fact, RouteProgress, RouteState, Seq, What},
         gate::Gate,
         ports::{
-            Append, BodyStream, Clock, CommitSink, Committed, Connector, Delivery, Ended, Log, LogError, Reply, ReplyKind,
-            SendError, Transport, Unfinished,
+            Append, BodyStream, Clock, CommitSink, Committed, Connector, Delivery, Ended, Log, LogError, OperatorsWord, PausedBy,
+            Pauses, Reply, ReplyKind, SendError, Transport, Unfinished,
         },
         resend::ResendWindow,
     },
@@ -56,6 +56,19 @@ impl Log for MemoryLog {
     }
     fn unfinished_by_id(&self, _: MessageId) -> BoxFuture<'_, Result<Option<Unfinished>, LogError>> {
         Box::pin(async { Ok(None) })
+    }
+}
+
+/// Keeps operators' words as a file would.
+#[derive(Default)]
+struct MemoryPauses(Mutex<Vec<OperatorsWord>>);
+impl Pauses for MemoryPauses {
+    fn load(&self) -> Vec<OperatorsWord> {
+        self.0.lock().unwrap().clone()
+    }
+    fn keep(&self, words: &[OperatorsWord]) -> Result<(), String> {
+        *self.0.lock().unwrap() = words.to_vec();
+        Ok(())
     }
 }
 
@@ -113,12 +126,17 @@ struct Bed {
 
 impl Bed {
     fn new(limit: u64, hot_bodies: u64) -> Self {
+        Self::keeping(limit, hot_bodies, Arc::default())
+    }
+
+    fn keeping(limit: u64, hot_bodies: u64, pauses: Arc<MemoryPauses>) -> Self {
         let log = Arc::new(MemoryLog::default());
         let gate = Arc::new(Gate::new(limit));
         let transport = Arc::new(Embedded::new(Parts {
             log: log.clone(),
             clock: Arc::new(WallClock),
             gate: gate.clone(),
+            pauses,
             resend: Arc::new(ResendWindow::new(1000, 1000)),
             runtime: tokio::runtime::Handle::current(),
             hot_bodies,
@@ -395,4 +413,45 @@ async fn drain_lets_what_is_in_hand_end_and_begins_nothing_new() {
     tokio::time::sleep(Duration::from_millis(150)).await;
     assert_eq!(*receiver.seen.lock().unwrap(), ["1"]);
     assert_eq!(bed.gate.pending(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operators_word_outlives_a_restart_and_the_configuration_is_the_initial_one() {
+    let pauses = Arc::new(MemoryPauses::default());
+    let receiver = Arc::new(Receiver::default());
+    let bed = || Bed::keeping(1000, 1 << 20, pauses.clone());
+    let configured = |bed: &Bed, paused: bool| {
+        let worker = bed.worker("r", &receiver, AfterPark::Continue);
+        let mut worker = Arc::into_inner(worker).unwrap();
+        worker.route.paused = paused;
+        bed.transport.configure(vec![("a.b".into(), vec![Arc::new(worker)])]);
+    };
+    let paused_by = |bed: &Bed| bed.transport.routes()[0].paused_by;
+
+    let first = bed();
+    configured(&first, false);
+    first.transport.pause("a.b", "r", true).unwrap();
+    let mut second = bed();
+    configured(&second, false);
+    assert_eq!(paused_by(&second), Some(PausedBy::Operator), "kept");
+    second.commit("1", &[1], &["r"]);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(receiver.seen.lock().unwrap().is_empty());
+    second.transport.pause("a.b", "r", false).unwrap();
+    second.until("delivered", || receiver.seen.lock().unwrap().len() == 1).await;
+    assert!(pauses.0.lock().unwrap().is_empty(), "as configured: nothing to keep");
+
+    let third = bed();
+    configured(&third, true);
+    assert_eq!(paused_by(&third), Some(PausedBy::Configuration));
+    third.transport.pause("a.b", "r", false).unwrap();
+    let fourth = bed();
+    configured(&fourth, true);
+    assert_eq!(paused_by(&fourth), None, "resumed by an operator, against its file");
+    configured(&fourth, false);
+    configured(&fourth, true);
+    assert_eq!(paused_by(&fourth), Some(PausedBy::Configuration), "a change of the file counts again");
+    let fifth = bed();
+    configured(&fifth, true);
+    assert_eq!(paused_by(&fifth), Some(PausedBy::Configuration), "also after a restart");
 }

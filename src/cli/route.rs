@@ -13,7 +13,7 @@ use std::time::Duration;
 #[derive(Subcommand, Debug)]
 pub enum RouteCommand {
     List(ListArgs),
-    /// Hold a route: deliveries in hand end, new ones wait, accepting goes on
+    /// Hold a route until it is resumed, also over restarts: deliveries in hand end, new ones wait, accepting goes on
     #[command(after_help = "Example:\n  hie route pause lab.results ehr")]
     Pause(OneArgs),
     /// Let a held route go on
@@ -69,7 +69,10 @@ fn state(route: &Value) -> String {
     let is = |key: &str| route.get(key).and_then(Value::as_bool);
     match (is("configured"), is("paused")) {
         (Some(false), _) => "not configured".into(),
-        (_, Some(true)) => "paused".into(),
+        (_, Some(true)) => match text(route, &["paused_by"]) {
+            by if by.is_empty() => "paused".into(),
+            by => format!("paused ({by})"),
+        },
         _ => "open".into(),
     }
 }

@@ -397,7 +397,7 @@ pub trait Transport: Send + Sync + 'static {
     fn configure(&self, channels: Vec<(String, Vec<Arc<super::deliver::RouteWorker>>)>);
     /// All routes as they stand.
     fn routes(&self) -> Vec<RouteStatus>;
-    /// Pauses (true) or resumes a route.
+    /// Pauses (true) or resumes a route, and keeps that over restarts. [`ControlError::Failed`]: done, but not kept.
     fn pause(&self, channel: &str, route: &str, paused: bool) -> Result<(), ControlError>;
     /// Puts parked deliveries of a message back into their queues; returns how many.
     fn requeue(&self, message: &Unfinished, route: Option<&str>) -> u32;
@@ -408,6 +408,35 @@ pub trait Transport: Send + Sync + 'static {
     fn pending(&self) -> u64;
     /// Resolves when nothing is in a worker's hand; from the call on, workers take nothing new.
     fn drain(&self) -> BoxFuture<'_, ()>;
+}
+
+/// What an operator said about a route.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct OperatorsWord {
+    /// Full channel name.
+    pub channel: String,
+    /// Route name.
+    pub route: String,
+    /// Paused, or (against its configuration) resumed.
+    pub paused: bool,
+}
+
+/// Keeps what operators said about routes over restarts.
+pub trait Pauses: Send + Sync + 'static {
+    /// What was kept last; nothing when it cannot be read, which is told.
+    fn load(&self) -> Vec<OperatorsWord>;
+    /// Keeps these instead, durably (fsynced). The error tells the operator what is wrong.
+    fn keep(&self, words: &[OperatorsWord]) -> Result<(), String>;
+}
+
+/// Who paused a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PausedBy {
+    /// `hie route pause`, or the management API.
+    Operator,
+    /// `paused = true` in its channel file.
+    Configuration,
 }
 
 /// Opens the ways out of a route. Each call gives a connector for the runtime it is called in.
@@ -435,6 +464,9 @@ pub struct RouteStatus {
     pub configured: bool,
     /// Held.
     pub paused: bool,
+    /// By whom; absent when it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused_by: Option<PausedBy>,
     /// Messages waiting, those being delivered and retried included.
     pub pending: u64,
     /// Deliveries in hand now.
@@ -472,7 +504,7 @@ pub enum ControlError {
 pub trait Control: Send + Sync + 'static {
     /// All routes of all channels.
     fn routes(&self) -> Vec<RouteStatus>;
-    /// Stops deliveries on a route after those in hand; queue mode keeps accepting.
+    /// Stops deliveries on a route after those in hand, until [`Control::resume`], also over restarts; queue mode keeps accepting.
     fn pause(&self, channel: &str, route: &str) -> Result<(), ControlError>;
     /// Lets deliveries go on.
     fn resume(&self, channel: &str, route: &str) -> Result<(), ControlError>;

@@ -6,12 +6,13 @@ pub mod lanes;
 mod progress;
 mod route;
 mod state;
+mod words;
 
 use crate::engine::{
     deliver::RouteWorker,
     fact::{Fact, RouteState, Seq, What},
     gate::Gate,
-    ports::{Append, Clock, CommitSink, Committed, ControlError, Log, LogError, RouteStatus, Transport, Unfinished},
+    ports::{Append, Clock, CommitSink, Committed, ControlError, Log, LogError, Pauses, RouteStatus, Transport, Unfinished},
     resend::ResendWindow,
 };
 use crate::telemetry::engine::Pending;
@@ -26,6 +27,7 @@ use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard},
 };
+use words::Words;
 
 /// The queues of one channel, the primary route's first.
 type Queues = HashMap<String, Vec<Arc<RouteQueue>>>;
@@ -36,6 +38,8 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     /// Pushes back when too much is pending.
     pub gate: Arc<Gate>,
+    /// Keeps what operators said about routes.
+    pub pauses: Arc<dyn Pauses>,
     /// Told what became durable.
     pub resend: Arc<ResendWindow>,
     /// Where deliveries run.
@@ -52,6 +56,7 @@ pub struct Embedded {
     resend: Arc<ResendWindow>,
     runtime: tokio::runtime::Handle,
     hot: Arc<HotBudget>,
+    words: Words,
     queues: ArcSwap<Queues>,
     /// Makes and replaces queues; deliveries do not take it.
     configuring: Mutex<()>,
@@ -69,6 +74,7 @@ impl Embedded {
             resend: parts.resend,
             runtime: parts.runtime,
             hot: HotBudget::new(parts.hot_bodies),
+            words: Words::new(parts.pauses),
             queues: ArcSwap::default(),
             configuring: Mutex::new(()),
             tracked: Mutex::default(),
@@ -136,7 +142,8 @@ impl Embedded {
         if let Some(queue) = find(&queues, channel, route) {
             return queue;
         }
-        let queue = RouteQueue::new(channel, route, Arc::downgrade(self), self.runtime.clone());
+        let word = self.words.about(channel, route);
+        let queue = RouteQueue::new(channel, route, word, Arc::downgrade(self), self.runtime.clone());
         queues.entry(channel.to_owned()).or_default().push(queue.clone());
         self.queues.store(Arc::new(queues));
         queue
@@ -287,6 +294,11 @@ impl Transport for Arc<Embedded> {
                 wanted.insert((channel.clone(), worker.route.name.clone()), worker);
             }
         }
+        let open = |channel: &str, route: &str| {
+            let worker = wanted.get(&(channel.to_owned(), route.to_owned()));
+            worker.is_some_and(|w: &Arc<RouteWorker>| !w.route.paused)
+        };
+        self.words.forget_resumed(open);
         let _configuring = self.configuring.lock().unwrap_or_else(|e| e.into_inner());
         let mut queues = Queues::clone(&self.queues.load());
         for (channel, list) in &mut queues {
@@ -318,8 +330,12 @@ impl Transport for Arc<Embedded> {
     fn pause(&self, channel: &str, route: &str, paused: bool) -> Result<(), ControlError> {
         let queue = find(&self.queues.load(), channel, route)
             .ok_or_else(|| ControlError::NotFound(format!("route {route} of channel {channel}")))?;
-        queue.pause(paused);
-        Ok(())
+        // Resumed as configured, its configuration counts again.
+        let word = (paused || queue.is_paused_by_configuration()).then_some(paused);
+        self.words.say(channel, route, word, || queue.pause(paused, word)).map_err(|error| {
+            let now = if paused { "paused" } else { "resumed" };
+            ControlError::Failed(format!("the route is {now}, but that will not outlive a restart: {error}"))
+        })
     }
 
     fn requeue(&self, message: &Unfinished, route: Option<&str>) -> u32 {

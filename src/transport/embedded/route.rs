@@ -8,7 +8,7 @@ use super::{
 };
 use crate::engine::{
     deliver::{RouteWorker, Verdict},
-    ports::{RouteStatus, Stored},
+    ports::{PausedBy, RouteStatus, Stored},
 };
 use crate::{
     channel::AfterPark,
@@ -34,13 +34,21 @@ pub struct RouteQueue {
 }
 
 impl RouteQueue {
-    pub fn new(channel: &str, route: &str, transport: Weak<Embedded>, runtime: tokio::runtime::Handle) -> Arc<Self> {
+    /// `word`: what an operator said about it, see [`State::word`].
+    pub fn new(
+        channel: &str,
+        route: &str,
+        word: Option<bool>,
+        transport: Weak<Embedded>,
+        runtime: tokio::runtime::Handle,
+    ) -> Arc<Self> {
+        let state = State { word, paused: word.unwrap_or(false), ..State::default() };
         Arc::new(Self {
             channel: channel.into(),
             route: route.into(),
             transport,
             runtime,
-            state: Mutex::default(),
+            state: Mutex::new(state),
             idle: tokio::sync::Notify::new(),
         })
     }
@@ -201,7 +209,10 @@ impl RouteQueue {
     pub fn set_worker(&self, worker: Option<Arc<RouteWorker>>) {
         let mut state = self.lock();
         let configured = worker.as_ref().is_some_and(|w| w.route.paused);
-        state.paused = state.paused_by_operator.unwrap_or(configured);
+        if worker.is_some() && !configured && state.word == Some(false) {
+            state.word = None;
+        }
+        state.paused = state.word.unwrap_or(configured);
         state.worker = worker;
     }
 
@@ -212,11 +223,17 @@ impl RouteQueue {
         state.removed
     }
 
-    pub fn pause(self: &Arc<Self>, paused: bool) {
+    /// Does its channel file say so?
+    pub fn is_paused_by_configuration(&self) -> bool {
+        self.lock().worker.as_ref().is_some_and(|w| w.route.paused)
+    }
+
+    /// `word`: what outlives a reload and a restart.
+    pub fn pause(self: &Arc<Self>, paused: bool, word: Option<bool>) {
         {
             let mut state = self.lock();
             state.paused = paused;
-            state.paused_by_operator = Some(paused);
+            state.word = word;
             if !paused {
                 state.reached();
             }
@@ -291,6 +308,10 @@ impl RouteQueue {
             primary: state.worker.as_ref().is_some_and(|w| w.route.primary),
             configured: state.worker.is_some(),
             paused: state.paused,
+            paused_by: state.paused.then_some(match state.word {
+                Some(_) => PausedBy::Operator,
+                None => PausedBy::Configuration,
+            }),
             pending: state.lanes.len() as u64 - held,
             in_flight: state.in_flight,
             parked,

@@ -60,8 +60,8 @@ pub struct State {
     pub worker: Option<Arc<RouteWorker>>,
     pub in_flight: u32,
     pub paused: bool,
-    /// An operator's word outlives a reload of the configuration.
-    pub paused_by_operator: Option<bool>,
+    /// What an operator said: paused, or resumed against the configuration. It outlives a reload and a restart.
+    pub word: Option<bool>,
     pub closed: bool,
     /// No longer among the transport's queues.
     pub removed: bool,
