@@ -352,7 +352,10 @@ fn clients_go_in_with_secrets_and_come_out_without() {
     assert_eq!(client::parse(&text).unwrap()[0].roles, ["senders"]);
     let show = |header: String| Credentials { authorization: Some(HeaderBytes(header.into_bytes())), certificate: None };
     let peer = Some("10.0.0.1:1".parse().unwrap());
-    let enters = |header: &str| node.directory.identify(peer, &show(header.into()), true).is_ok();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let enters = |header: &str| {
+        runtime.block_on(async { node.directory.identify(peer, &show(header.into()), true).settled().await }).is_ok()
+    };
     assert!(enters("Basic bGFiOmNhbmFyeS1wYXNzd29yZA==") && enters("Bearer canary-token-0123456789"));
 
     // What is not given stays; null takes away; a change counts at once.

@@ -6,7 +6,7 @@ mod harness;
 use harness::channels::{all_to, queue, route};
 use harness::http::{Client, once};
 use harness::wire::{Tag, adt, frame, text};
-use harness::{Builder, Node, Peer, Receiver, Rng, wait_until};
+use harness::{Builder, Node, Peer, Receiver, Rng, ledger, wait_until};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -118,6 +118,13 @@ fn a_frame_beyond_the_limit_is_refused_and_skipped() {
     let ack = peer.exchange(&message);
     assert_eq!((text(&ack, "MSA", 1), text(&ack, "MSA", 2)), ("AR".into(), "BIG".into()), "{}", String::from_utf8_lossy(&ack));
     assert!(ack.len() > 60, "and says why: {}", String::from_utf8_lossy(&ack));
+    let refused = wait_until(Duration::from_secs(10), || {
+        ledger::search(&t.node, &serde_json::json!({ "status": "Refused", "controlId": "BIG" })).len() == 1
+    });
+    assert!(refused, "what arrived is a transaction, whatever became of it");
+    let found = ledger::search(&t.node, &serde_json::json!({ "controlId": "BIG", "filterRepresentation": "full" }));
+    assert!(found[0]["error"]["message"].as_str().is_some_and(|m| m.contains("larger than the limit")), "{}", found[0]);
+    assert!(found[0]["request"]["body"].as_str().is_some_and(|b| b.starts_with("MSH|")), "its head is kept");
     let ack = peer.exchange(&good("AFTERBIG"));
     assert_eq!(text(&ack, "MSA", 1), "AA", "the connection goes on");
     t.unharmed();

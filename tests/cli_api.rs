@@ -127,7 +127,7 @@ fn status_says_by_its_exit_code_whether_the_node_accepts() {
     };
     let (output, asked) = ask("200 OK", &status(true), &["status"], "");
     assert_eq!(asked.line, "GET /status HTTP/1.1");
-    assert!(printed(&output).contains("up for      1m 1s"));
+    assert!(printed(&output).contains("up for          1m 1s"));
     let (output, _) = ask("200 OK", &status(false), &["status", "--json"], "");
     assert_eq!(output.status.code(), Some(1));
     assert!(serde_json::from_slice::<serde_json::Value>(&output.stdout).is_ok());

@@ -61,6 +61,7 @@ async fn response(client: &mut TcpStream) -> (String, Vec<u8>) {
 
 fn relay(status: u16, headers: &[(&str, &str)], body: &'static [u8]) -> Answer {
     Answer::Response {
+        resend: false,
         id: MessageId::now(),
         response: Response {
             status,
@@ -181,8 +182,11 @@ async fn a_large_body_flows_through_without_being_held() {
             _: &str,
             _: Option<std::net::SocketAddr>,
             _: &hie::engine::ports::Credentials,
-        ) -> Result<Arc<str>, Denied> {
-            Ok("anonymous".into())
+        ) -> hie::engine::ports::Identity<'_> {
+            hie::engine::ports::Identity::Known(Ok("anonymous".into()))
+        }
+        fn rate(&self, _: &str) -> Result<(), Duration> {
+            Ok(())
         }
         fn accept(&self, arrival: hie::engine::ports::Arrival) -> futures_util::future::BoxFuture<'_, Answer> {
             Box::pin(async move {
@@ -260,6 +264,7 @@ async fn a_response_is_relayed_without_what_belongs_to_its_hop() {
                 "/nothing" => relay(204, &[], b""),
                 "/informational" => relay(101, &[], b""),
                 "/unknown-length" => Answer::Response {
+                    resend: false,
                     id: MessageId::now(),
                     response: Response {
                         status: 200,
@@ -269,6 +274,7 @@ async fn a_response_is_relayed_without_what_belongs_to_its_hop() {
                     },
                 },
                 _ => Answer::Response {
+                    resend: false,
                     id: MessageId::now(),
                     response: Response {
                         status: 200,
@@ -487,7 +493,7 @@ async fn slow_heads_bodies_and_readers_are_cut() {
             }
             let body = stream::iter((0..1000).map(|_| Ok(Bytes::from(vec![b'x'; 64 * 1024]))));
             let response = Response { status: 200, headers: vec![], body: Box::pin(body), len: None };
-            Answer::Response { id: MessageId::now(), response }
+            Answer::Response { id: MessageId::now(), response, resend: false }
         })
     });
     let running = http(hasty, fake.clone()).await;

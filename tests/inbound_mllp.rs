@@ -214,7 +214,7 @@ async fn an_upstreams_answer_is_relayed_as_it_is() {
             let pieces: Vec<_> = body.chunks(7).map(|c| Ok(bytes::Bytes::copy_from_slice(c))).collect();
             let response =
                 Response { status, headers: vec![], len: Some(body.len() as u64), body: Box::pin(stream::iter(pieces)) };
-            Answer::Response { id: MessageId::now(), response }
+            Answer::Response { id: MessageId::now(), response, resend: false }
         })
     });
     let running = mllp(config(), fake).await;
@@ -450,6 +450,56 @@ async fn a_sender_over_its_rate_is_slowed_down() {
     client.send(&framed(&adt("2"))).await;
     assert_eq!(client.ack().await.as_deref(), Some("AA 2"));
     assert!(begun.elapsed() >= Duration::from_millis(390), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn over_the_rate_a_message_waits_for_its_turn_and_keeps_its_place() {
+    let fake = Fake::accepting();
+    let wait = |ms| Err(Duration::from_millis(ms));
+    fake.rates.lock().unwrap().extend([Ok(()), wait(200), wait(150), Ok(()), Ok(()), wait(100)]);
+    let running = mllp(config(), fake.clone()).await;
+    let mut client = Frames::new(connect(&running).await);
+    let begun = Instant::now();
+    let batch = [b"BHS|^~\\&|A|B\r".to_vec(), adt("4"), adt("5"), b"BTS|2\r".to_vec()].concat();
+    client.send(&[framed(&adt("1")), framed(&adt("2")), framed(&adt("3")), framed(&batch), framed(&adt("6"))].concat()).await;
+    for id in ["1", "2", "3"] {
+        assert_eq!(client.ack().await, Some(format!("AA {id}")), "none is refused");
+    }
+    let batch = client.next().await.unwrap();
+    assert!(batch.contains("MSA|AA|4") && batch.contains("MSA|AA|5"), "{batch}");
+    assert_eq!(client.ack().await.as_deref(), Some("AA 6"));
+    assert!(begun.elapsed() >= Duration::from_millis(440), "{:?}", begun.elapsed());
+    let order: Vec<String> = fake.seen.lock().unwrap().iter().map(|s| s.control_id()).collect();
+    assert_eq!(order, ["1", "2", "3", "4", "5", "6"]);
+}
+
+#[tokio::test]
+async fn a_turn_that_is_too_far_off_is_refused_and_told_to_the_engine() {
+    let fake = Fake::accepting();
+    let far = Duration::from_secs(60);
+    fake.rates.lock().unwrap().extend([Err(far)]);
+    let running = mllp(config(), fake.clone()).await;
+    let mut client = Frames::new(connect(&running).await);
+    client.send(&framed(&adt("1"))).await;
+    assert_eq!(client.ack().await.as_deref(), Some("AE 1"));
+    assert_eq!(*fake.refused.lock().unwrap(), [Refusal::RateLimited { retry_after: far }]);
+    // And then it is not read from for a while.
+    client.send(&framed(&adt("2"))).await;
+    assert!(client.next().await.is_none(), "not within two seconds");
+    assert_eq!(client.ack().await, None);
+    assert_eq!(client.ack().await.as_deref(), Some("AA 2"));
+}
+
+#[tokio::test]
+async fn a_drain_finishes_the_message_that_waits_for_its_turn() {
+    let fake = Fake::accepting();
+    fake.rates.lock().unwrap().extend([Err(Duration::from_millis(400))]);
+    let running = mllp(config(), fake.clone()).await;
+    let mut client = Frames::new(connect(&running).await);
+    client.send(&framed(&adt("1"))).await;
+    sleep(Duration::from_millis(100)).await;
+    running.drain.cancel();
+    assert_eq!(client.ack().await.as_deref(), Some("AA 1"));
 }
 
 #[tokio::test]

@@ -274,3 +274,32 @@ fn errors_name_the_file_and_what_to_do() {
     let text = told(|c, p| c.client_ca = Some(p.path("empty.pem")));
     assert!(text.contains("empty.pem"), "{text}");
 }
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_credential_that_is_being_checked_keeps_no_other_sender_waiting() {
+    let mut fake = Arc::into_inner(Fake::with_identity(
+        |seen| Box::pin(async move { default_answer(&seen) }),
+        |_, _, credentials| match &credentials.authorization {
+            Some(_) => Err(Denied::Busy),
+            None => Ok("anonymous".into()),
+        },
+    ))
+    .unwrap();
+    let (done, _) = tokio::sync::watch::channel(false);
+    fake.checks = Some(done.clone());
+    let running = http(config::Http::default(), Arc::new(fake)).await;
+    let request = |more: &str| format!("POST / HTTP/1.1\r\nHost: n\r\n{more}Content-Length: 2\r\nConnection: close\r\n\r\n{{}}");
+    let mut checked = connect(&running).await;
+    checked.write_all(request("Authorization: Basic eDp5\r\n").as_bytes()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    // One thread serves both: only a check that does not hold it lets this one through.
+    let mut other = connect(&running).await;
+    other.write_all(request("").as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    tokio::time::timeout(Duration::from_secs(5), other.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 202"), "{answer}");
+    done.send_replace(true);
+    let mut answer = String::new();
+    checked.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("retry-after: "), "too many checks: {answer}");
+}

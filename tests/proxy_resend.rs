@@ -70,7 +70,8 @@ fn a_repetition_is_forwarded_until_it_has_succeeded() {
     assert_eq!(seen.load(Ordering::SeqCst), 2);
 
     let repeated = post();
-    assert_eq!((repeated.status, seen.load(Ordering::SeqCst)), (202, 2), "what succeeded is not sent again");
+    assert_eq!((repeated.status, seen.load(Ordering::SeqCst)), (200, 2), "what succeeded is not sent again");
+    assert_eq!(repeated.text(), "done", "but answered again");
     assert!(mllp(node.mllp, adt).contains("MSA|AA|ID-1"));
     assert_eq!(seen.load(Ordering::SeqCst), 2);
 }
@@ -89,4 +90,127 @@ fn a_message_that_can_never_be_sent_is_set_aside_and_the_others_pass() {
     let passed = wait_until(Duration::from_secs(20), || receiver.others().iter().any(|m| m == b"plain"));
     assert!(passed, "the message behind it is delivered");
     assert_eq!(node.metric("hie_route_parked"), Some(1.0));
+}
+
+/// Answers each request by number: the body says which one it was, with a header of its own; of 300 KiB where asked.
+fn numbering(answer: u16) -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let at = listener.local_addr().expect("an address");
+    let count = Arc::new(AtomicUsize::new(0));
+    let seen = count.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let seen = seen.clone();
+            std::thread::spawn(move || {
+                let mut input = std::io::BufReader::new(&stream);
+                while let Ok(Some(head)) = http::Head::read(&mut input) {
+                    http::read_body(&head, &mut input, false, |_| ()).ok()?;
+                    let n = seen.fetch_add(1, Ordering::SeqCst) + 1;
+                    let size = if head.header("x-large").is_some() { 300 * 1024 } else { 8 };
+                    let body = format!("answer {n}").into_bytes().into_iter().chain(std::iter::repeat(b'.'));
+                    let body: Vec<u8> = body.take(size).collect();
+                    let code = if answer == 0 && n == 1 { 500 } else { 201 };
+                    write!(
+                        &stream,
+                        "HTTP/1.1 {code} X\r\nX-Number: {n}\r\nContent-Type: text/plain\r\nContent-Length: {size}\r\n\r\n"
+                    )
+                    .ok()?;
+                    (&stream).write_all(&body).ok()?;
+                }
+                Some(())
+            });
+        }
+    });
+    (at, count)
+}
+
+fn proxy(more: &str, at: SocketAddr) -> String {
+    let channel = queue("proxy.all", "true").replace("\"queue\"", "\"proxy\"") + more + "\n";
+    channel + &route("upstream", &format!("http = [\"http://{at}/in\"]"), "")
+}
+
+#[test]
+fn a_repetition_gets_the_stored_response_also_after_a_restart() {
+    let (at, seen) = numbering(201);
+    let mut node = Builder::new().channel(proxy("", at)).start();
+    let adt = "MSH|^~\\&|A|B|C|D|20260101||ADT^A01|ID-1|P|2.5\rPID|1||123\r";
+    for round in 0..2 {
+        for (key, large, body) in [("small", false, "answer 1"), ("large", true, "answer 2")] {
+            let mut headers = vec![("Idempotency-Key", key), ("Content-Type", "text/plain")];
+            headers.extend(large.then_some(("X-Large", "1")));
+            let first = http::once(node.http, "POST", "/x", &headers, b"same").expect("an answer");
+            let again = http::once(node.http, "POST", "/x", &headers, b"same").expect("an answer");
+            assert_eq!((first.status, again.status), (201, 201), "{}", again.text());
+            assert!(again.text().starts_with(body), "the stored one: {:?}", &again.text()[..20.min(again.text().len())]);
+            assert_eq!(first.body, again.body, "byte for byte");
+            assert_eq!(again.body.len(), if large { 300 * 1024 } else { 8 });
+            for name in ["x-number", "content-type", "x-hie-transaction-id"] {
+                assert_eq!(first.header(name), again.header(name), "{name}");
+                assert!(again.header(name).is_some(), "{name}");
+            }
+            assert_eq!((first.header("x-hie-resend").is_some(), again.header("x-hie-resend")), (round == 1, Some("true")));
+        }
+        let first = mllp(node.mllp, adt);
+        assert!(first.contains("MSA|AA|ID-1"), "{first}");
+        assert_eq!(seen.load(Ordering::SeqCst), 3, "none reached the upstream twice");
+        if round == 0 {
+            node.kill9();
+            node.start();
+        }
+    }
+    assert!(node.metric("hie_channel_resent_total").or(node.metric("hie_messages_resent_total")).is_some_and(|n| n >= 3.0));
+}
+
+#[test]
+fn an_hl7_answer_is_repeated_byte_for_byte() {
+    let receiver = Receiver::willing();
+    let channel = queue("proxy.all", "true").replace("\"queue\"", "\"proxy\"") + &route("upstream", &receiver.target(), "");
+    let node = Builder::new().channel(channel).start();
+    let adt = "MSH|^~\\&|A|B|C|D|20260101||ADT^A01|ID-1|P|2.5\rPID|1||123\r";
+    let first = mllp(node.mllp, adt);
+    assert!(first.contains("MSA|AA|ID-1"), "{first}");
+    assert_eq!(mllp(node.mllp, adt), first, "the application's own acknowledgment, not the node's");
+}
+
+#[test]
+fn where_no_body_is_stored_a_repetition_is_only_acknowledged() {
+    let (at, seen) = numbering(201);
+    let node = Builder::new().channel(proxy("storage = \"no-bodies\"", at)).start();
+    let post = || http::once(node.http, "POST", "/x", &[("Idempotency-Key", "k")], b"same").expect("an answer");
+    assert_eq!(post().status, 201);
+    let again = post();
+    assert_eq!((again.status, again.header("x-hie-resend")), (202, Some("true")), "{}", again.text());
+    assert_eq!(seen.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn what_failed_is_forwarded_again_after_a_restart_too() {
+    let (at, seen) = numbering(0);
+    let mut node = Builder::new().channel(proxy("", at)).start();
+    let post =
+        |node: &harness::Node| http::once(node.http, "POST", "/x", &[("Idempotency-Key", "k")], b"same").expect("an answer");
+    assert_eq!(post(&node).status, 500);
+    node.stop(Duration::from_secs(20));
+    node.start();
+    let again = post(&node);
+    assert_eq!((again.status, again.text().as_str()), (201, "answer 2"), "no false acknowledgment of what failed");
+    assert_eq!(seen.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn a_path_that_leads_out_of_the_targets_is_the_senders_mistake() {
+    let (at, seen) = numbering(201);
+    let channel = queue("proxy.all", "true").replace("\"queue\"", "\"proxy\"");
+    let node = Builder::new()
+        .channel(channel + &route("upstream", &format!("http = [\"http://{at}/in\"]"), "forward_path = true"))
+        .start();
+    let get = |path: &str| http::once(node.http, "GET", path, &[], b"").expect("an answer");
+    for path in ["/../admin", "/a/../../admin", "/%2e%2E/admin"] {
+        let refused = get(path);
+        assert_eq!(refused.status, 400, "{path}: {}", refused.text());
+        assert!(refused.text().contains("leads out of"), "says why: {}", refused.text());
+        assert!(!refused.text().contains(&at.to_string()), "and nothing of the inside: {}", refused.text());
+    }
+    assert_eq!(seen.load(Ordering::SeqCst), 0);
+    assert_eq!(get("/a/../b").status, 201, "one that stays inside passes");
 }

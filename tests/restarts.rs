@@ -13,10 +13,9 @@ mod harness;
 use harness::channels::{all_to, queue, route};
 use harness::http::Client;
 use harness::{Builder, Doubles, Load, Node, Receiver, Sent, Via, check, env_number, wait_until};
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::Signal;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -134,11 +133,11 @@ fn restarts_under_socket_activation_fail_no_request() {
     let (lis, web) = (Receiver::willing(), Receiver::http(Default::default(), harness::Rng::new(2)));
     let mut node = channels(Builder::new(), &lis, &web).lay_out();
     // The parent's sockets, inherited through the shell, which puts them where LISTEN_FDS says they are.
-    let held: Vec<TcpListener> = [node.http, node.mllp].map(|at| TcpListener::bind(at).expect("a port")).into();
-    for socket in &held {
-        fcntl(socket, FcntlArg::F_SETFD(FdFlag::empty())).expect("inheritable");
-    }
-    let (http, mllp) = (held[0].as_raw_fd(), held[1].as_raw_fd());
+    // Inheritable, and not 3 or 4 themselves (another test may just have freed those): the shell would close what it has put there.
+    let [http, mllp] = [node.http, node.mllp].map(|at| {
+        let socket = TcpListener::bind(at).expect("a port");
+        fcntl(&socket, FcntlArg::F_DUPFD(64)).expect("a descriptor")
+    });
     let script = format!(
         "exec {{h}}<&{http} {{m}}<&{mllp} {http}<&- {mllp}<&-; exec 3<&$h 4<&$m; \
          export LISTEN_FDS=2 LISTEN_PID=$$ LISTEN_FDNAMES=http:mllp.lis; exec \"$@\""

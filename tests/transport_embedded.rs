@@ -10,8 +10,8 @@ use hie::{
         fact::{Accepted, BodyRef, Fact, RouteProgress, RouteState, Seq, What},
         gate::Gate,
         ports::{
-            Append, BodyStream, Clock, CommitSink, Committed, Connector, Delivery, Log, LogError, Reply, ReplyKind, SendError,
-            Transport, Unfinished,
+            Append, BodyStream, Clock, CommitSink, Committed, Connector, Delivery, Ended, Log, LogError, OperatorsWord, PausedBy,
+            Pauses, Reply, ReplyKind, SendError, Transport, Unfinished,
         },
         resend::ResendWindow,
     },
@@ -51,8 +51,24 @@ impl Log for MemoryLog {
     fn finished(&self, seq: Seq) {
         assert!(self.finished.lock().unwrap().insert(seq), "finished twice: {seq}");
     }
+    fn ended(&self, _: Seq) -> BoxFuture<'_, Result<Ended, LogError>> {
+        Box::pin(async { Ok(Ended::Not) })
+    }
     fn unfinished_by_id(&self, _: MessageId) -> BoxFuture<'_, Result<Option<Unfinished>, LogError>> {
         Box::pin(async { Ok(None) })
+    }
+}
+
+/// Keeps operators' words as a file would.
+#[derive(Default)]
+struct MemoryPauses(Mutex<Vec<OperatorsWord>>);
+impl Pauses for MemoryPauses {
+    fn load(&self) -> Vec<OperatorsWord> {
+        self.0.lock().unwrap().clone()
+    }
+    fn keep(&self, words: &[OperatorsWord]) -> Result<(), String> {
+        *self.0.lock().unwrap() = words.to_vec();
+        Ok(())
     }
 }
 
@@ -110,12 +126,17 @@ struct Bed {
 
 impl Bed {
     fn new(limit: u64, hot_bodies: u64) -> Self {
+        Self::keeping(limit, hot_bodies, Arc::default())
+    }
+
+    fn keeping(limit: u64, hot_bodies: u64, pauses: Arc<MemoryPauses>) -> Self {
         let log = Arc::new(MemoryLog::default());
         let gate = Arc::new(Gate::new(limit));
         let transport = Arc::new(Embedded::new(Parts {
             log: log.clone(),
             clock: Arc::new(WallClock),
             gate: gate.clone(),
+            pauses,
             resend: Arc::new(ResendWindow::new(1000, 1000)),
             runtime: tokio::runtime::Handle::current(),
             hot_bodies,
@@ -257,10 +278,40 @@ async fn a_discarded_message_is_finished_and_frees_its_key() {
     bed.commit("2", &[7], &["r"]);
     bed.until("parked", || bed.transport.routes()[0].parked == 1).await;
     let message = Unfinished { seq, accepted, routes: vec![] };
-    assert_eq!(bed.transport.discard(&message, None), 1);
+    assert_eq!(bed.transport.discard(&message, None), Ok(1));
     bed.until("both finished", || bed.log.finished.lock().unwrap().len() == 2).await;
     assert_eq!(*receiver.seen.lock().unwrap(), ["2"]);
     assert_eq!(bed.gate.pending(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_on_a_held_route_is_given_up_and_its_late_retry_wakes_nobody_else() {
+    let mut bed = Bed::new(1000, 1 << 20);
+    let receiver = Arc::new(Receiver { delay: Duration::from_millis(30), ..Receiver::default() });
+    for id in ["1", "3"] {
+        receiver.answers.lock().unwrap().insert(id.into(), vec!["AR"; 100]);
+    }
+    bed.transport.configure(vec![("a.b".into(), vec![bed.worker("r", &receiver, AfterPark::Continue)])]);
+    let (seq, accepted) = bed.commit("1", &[7], &["r"]);
+    let first = Unfinished { seq, accepted, routes: vec![] };
+    let (seq, accepted) = bed.commit("2", &[7], &["r"]);
+    let second = Unfinished { seq, accepted, routes: vec![] };
+    assert!(bed.transport.discard(&second, None).is_err(), "its route is at work");
+    // Held between two attempts: its retry's timer still runs when it is given up, and its place is used again at once.
+    bed.transport.pause("a.b", "r", true).unwrap();
+    bed.until("not in hand", || bed.transport.routes()[0].in_flight == 0).await;
+    assert_eq!(bed.transport.discard(&first, Some("other")), Ok(0));
+    assert_eq!(bed.transport.discard(&first, None), Ok(1));
+    assert_eq!(bed.transport.discard(&first, None), Ok(0), "only once");
+    bed.commit("3", &[8], &["r"]);
+    bed.transport.pause("a.b", "r", false).unwrap();
+    bed.until("the second", || receiver.seen.lock().unwrap().contains(&"2".to_string())).await;
+    // The receiver itself panics when two of one key are in its hands at the same time.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!receiver.seen.lock().unwrap().contains(&"1".to_string()));
+    assert_eq!(bed.gate.pending(), 1, "the third is still tried");
+    let discarded = |f: &Fact| matches!(f.what, What::Discarded { .. });
+    assert_eq!(bed.log.facts.lock().unwrap().iter().filter(|f| discarded(f)).count(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -362,4 +413,45 @@ async fn drain_lets_what_is_in_hand_end_and_begins_nothing_new() {
     tokio::time::sleep(Duration::from_millis(150)).await;
     assert_eq!(*receiver.seen.lock().unwrap(), ["1"]);
     assert_eq!(bed.gate.pending(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operators_word_outlives_a_restart_and_the_configuration_is_the_initial_one() {
+    let pauses = Arc::new(MemoryPauses::default());
+    let receiver = Arc::new(Receiver::default());
+    let bed = || Bed::keeping(1000, 1 << 20, pauses.clone());
+    let configured = |bed: &Bed, paused: bool| {
+        let worker = bed.worker("r", &receiver, AfterPark::Continue);
+        let mut worker = Arc::into_inner(worker).unwrap();
+        worker.route.paused = paused;
+        bed.transport.configure(vec![("a.b".into(), vec![Arc::new(worker)])]);
+    };
+    let paused_by = |bed: &Bed| bed.transport.routes()[0].paused_by;
+
+    let first = bed();
+    configured(&first, false);
+    first.transport.pause("a.b", "r", true).unwrap();
+    let mut second = bed();
+    configured(&second, false);
+    assert_eq!(paused_by(&second), Some(PausedBy::Operator), "kept");
+    second.commit("1", &[1], &["r"]);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(receiver.seen.lock().unwrap().is_empty());
+    second.transport.pause("a.b", "r", false).unwrap();
+    second.until("delivered", || receiver.seen.lock().unwrap().len() == 1).await;
+    assert!(pauses.0.lock().unwrap().is_empty(), "as configured: nothing to keep");
+
+    let third = bed();
+    configured(&third, true);
+    assert_eq!(paused_by(&third), Some(PausedBy::Configuration));
+    third.transport.pause("a.b", "r", false).unwrap();
+    let fourth = bed();
+    configured(&fourth, true);
+    assert_eq!(paused_by(&fourth), None, "resumed by an operator, against its file");
+    configured(&fourth, false);
+    configured(&fourth, true);
+    assert_eq!(paused_by(&fourth), Some(PausedBy::Configuration), "a change of the file counts again");
+    let fifth = bed();
+    configured(&fifth, true);
+    assert_eq!(paused_by(&fifth), Some(PausedBy::Configuration), "also after a restart");
 }

@@ -78,18 +78,26 @@ pub(super) async fn requeue(State(app): State<App>, Id(id): Id, Body(on): Body<O
 
 #[utoipa::path(post, path = "/transactions/{id}/discard", tag = "transactions", params(("id" = String, Path)), request_body = OnRoute,
     responses((status = 200, body = Deliveries), (status = 404, body = super::error::ErrorBody), (status = 409, body = super::error::ErrorBody)))]
-/// Gives up the message's parked deliveries.
+/// Gives up the message's deliveries that are parked, or wait on a route that is paused or not configured any more. One in hand
+/// is never given up.
 pub(super) async fn discard(State(app): State<App>, Id(id): Id, Body(on): Body<OnRoute>) -> Result<Json<Deliveries>, ApiError> {
     let deliveries = app.state.control.discard(id, on.route.as_deref()).await?;
+    if deliveries == 0 {
+        return Err(nothing_to_discard());
+    }
     changed("discard", id);
     Ok(Json(Deliveries { deliveries }))
+}
+
+pub(super) fn nothing_to_discard() -> ApiError {
+    ApiError::conflict("no delivery of it waits or is parked", "see its routes in GET /transactions/ID")
 }
 
 fn changed(action: &'static str, id: MessageId) {
     Changed { what: "delivery", name: &id.to_string(), action }.emit();
 }
 
-#[utoipa::path(get, path = "/routes", tag = "routes", responses((status = 200, description = "channel, route, primary, paused, pending, in_flight, parked, oldest_ms, last_error", body = [Object])))]
+#[utoipa::path(get, path = "/routes", tag = "routes", responses((status = 200, description = "channel, route, primary, configured, paused, paused_by (operator, configuration), pending, in_flight, parked, oldest_ms, last_error", body = [Object])))]
 /// All routes and how they stand.
 pub(super) async fn routes(State(app): State<App>) -> Result<Json<Vec<RouteStatus>>, ApiError> {
     app.blocking(|state| state.control.routes()).await.map(Json)
@@ -97,13 +105,12 @@ pub(super) async fn routes(State(app): State<App>) -> Result<Json<Vec<RouteStatu
 
 #[utoipa::path(post, path = "/routes/{channel}/{route}/pause", tag = "routes", params(("channel" = String, Path), ("route" = String, Path)),
     responses((status = 200, body = Object), (status = 404, body = super::error::ErrorBody)))]
-/// Holds a route: deliveries in hand end, new ones wait, accepting goes on.
+/// Holds a route until it is resumed, also over restarts: deliveries in hand end, new ones wait, accepting goes on.
 pub(super) async fn pause(
     State(app): State<App>,
     Path((channel, route)): Path<(String, String)>,
 ) -> Result<Json<RouteStatus>, ApiError> {
-    app.state.control.pause(&channel, &route)?;
-    stands(app, channel, route, "pause").await
+    change(app, channel, route, true).await
 }
 
 #[utoipa::path(post, path = "/routes/{channel}/{route}/resume", tag = "routes", params(("channel" = String, Path), ("route" = String, Path)),
@@ -113,11 +120,14 @@ pub(super) async fn resume(
     State(app): State<App>,
     Path((channel, route)): Path<(String, String)>,
 ) -> Result<Json<RouteStatus>, ApiError> {
-    app.state.control.resume(&channel, &route)?;
-    stands(app, channel, route, "resume").await
+    change(app, channel, route, false).await
 }
 
-async fn stands(app: App, channel: String, route: String, action: &'static str) -> Result<Json<RouteStatus>, ApiError> {
+async fn change(app: App, channel: String, route: String, pause: bool) -> Result<Json<RouteStatus>, ApiError> {
+    // It is written to disk.
+    let (c, r) = (channel.clone(), route.clone());
+    app.blocking(move |state| if pause { state.control.pause(&c, &r) } else { state.control.resume(&c, &r) }).await??;
+    let action = if pause { "pause" } else { "resume" };
     Changed { what: "route", name: &format!("{channel}/{route}"), action }.emit();
     let found =
         app.blocking(move |state| state.control.routes().into_iter().find(|r| r.channel == channel && r.route == route)).await?;

@@ -43,6 +43,8 @@ pub(super) struct Status {
     parked: u64,
     /// Routes held by an operator, `channel/route`.
     paused: Vec<String>,
+    /// Routes that are not configured any more and still hold messages, `channel/route: n`.
+    not_configured: Vec<String>,
     /// Resident memory in bytes.
     memory: Option<u64>,
     /// The ledger's figures.
@@ -95,6 +97,11 @@ pub(super) async fn status(State(app): State<App>) -> Result<Json<Status>, ApiEr
             pending: state.control.pending(),
             parked: routes.iter().map(|r| r.parked).sum(),
             paused: routes.iter().filter(|r| r.paused).map(|r| format!("{}/{}", r.channel, r.route)).collect(),
+            not_configured: routes
+                .iter()
+                .filter(|r| !r.configured)
+                .map(|r| format!("{}/{}: {}", r.channel, r.route, r.pending + r.parked))
+                .collect(),
             memory: telemetry::resident_bytes(),
             ledger: state.records.stats(),
             problems: state.records.problems(),

@@ -1,4 +1,4 @@
-//! Tasks: many messages run again, or parked deliveries put back, in the background. As OpenHIM's tasks.
+//! Tasks: many messages run again, parked deliveries put back, or deliveries given up, in the background. As OpenHIM's tasks.
 //!
 //! Tasks live in memory: a restart forgets them, and what they had not done yet stays undone. Their number, the
 //! transactions of one, and how many run at the same time are bounded.
@@ -51,6 +51,8 @@ impl Default for Tasks {
 pub(super) struct Task {
     id: MessageId,
     work: Work,
+    /// Of this route only.
+    route: Option<String>,
     /// Messages per second at most.
     rate: u32,
     created: i64,
@@ -63,6 +65,7 @@ pub(super) struct Task {
 enum Work {
     Rerun,
     Requeue,
+    Discard,
 }
 
 #[derive(Clone, Default)]
@@ -71,6 +74,7 @@ struct Progress {
     total: usize,
     done: u64,
     failed: u64,
+    deliveries: u64,
     ended: Option<i64>,
     /// Why its transactions could not be found.
     error: Option<String>,
@@ -98,10 +102,12 @@ pub(super) struct TaskView {
 
 #[derive(Debug, Serialize, ToSchema)]
 struct TaskExtra {
-    /// `rerun` or `requeue`.
+    /// `rerun`, `requeue` or `discard`.
     work: String,
     done: u64,
     failed: u64,
+    /// Deliveries put back or given up.
+    deliveries: u64,
     /// Messages per second at most.
     rate: u32,
     /// Why its transactions could not be found.
@@ -132,6 +138,11 @@ pub(super) struct NewTask {
     /// Put parked deliveries back into their queues, instead of running the messages again as new ones. Without `tids` or
     /// a filter's status: all that are parked.
     parked: bool,
+    /// Give up deliveries that are parked, or wait on a route that is paused or not configured any more, instead of running the
+    /// messages again. Needs `tids` or a filter.
+    discard: bool,
+    /// With `parked` or `discard`: of this route only.
+    route: Option<String>,
     /// Messages per second at most: 1 to 1000, default 200.
     rate: Option<u32>,
     /// OpenHIM's; taken, but `rate` is what bounds the work.
@@ -161,10 +172,19 @@ pub(super) async fn create(State(app): State<App>, Body(new): Body<NewTask>) -> 
     if !(1..=1000).contains(&rate) {
         return Err(ApiError::bad("rate is 1 to 1000 messages per second", "leave it out for 200"));
     }
-    let work = if new.parked { Work::Requeue } else { Work::Rerun };
+    let work = match (new.parked, new.discard) {
+        (false, false) => Work::Rerun,
+        (true, false) => Work::Requeue,
+        (false, true) => Work::Discard,
+        (true, true) => return Err(ApiError::bad("give parked or discard, one of them", "parked: put back; discard: give up")),
+    };
+    if new.route.is_some() && work == Work::Rerun {
+        return Err(ApiError::bad("a message is run again on all its routes", "give route with parked or discard only"));
+    }
     let what = match (new.tids.is_empty(), new.filter, new.parked) {
         (false, None, _) if new.tids.len() > MOST => return Err(too_many()),
         (false, None, _) => run::What::Ids(ids(&new.tids)?),
+        (true, Some(filter), _) if new.discard => run::What::Found(Box::new(run::unfinished(filter.query()?))),
         (true, Some(filter), parked) => run::What::Found(Box::new(run::all(filter.query()?, parked))),
         (true, None, true) => run::What::Found(Box::new(run::all(Search::default().query()?, true))),
         _ => {
@@ -177,6 +197,7 @@ pub(super) async fn create(State(app): State<App>, Body(new): Body<NewTask>) -> 
     let task = Arc::new(Task {
         id: MessageId::now(),
         work,
+        route: new.route,
         rate,
         created: now_ms(),
         cancel: CancellationToken::new(),
@@ -277,6 +298,7 @@ impl Task {
                 work: format!("{:?}", self.work).to_lowercase(),
                 done: progress.done,
                 failed: progress.failed,
+                deliveries: progress.deliveries,
                 rate: self.rate,
                 error: progress.error,
             },

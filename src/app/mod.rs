@@ -2,6 +2,7 @@
 
 mod instances;
 mod outbound;
+mod pauses;
 mod records;
 mod reload;
 mod store;
@@ -125,6 +126,7 @@ impl Node {
             log: log.clone(),
             clock: clock.clone(),
             gate: gate.clone(),
+            pauses: Arc::new(pauses::PausesFile::new(store.clone())),
             resend: resend.clone(),
             runtime: delivery.handle().clone(),
             hot_bodies: config.limits.hot_bodies.as_u64(),

@@ -188,6 +188,7 @@ fn arrival(args: &TryArgs, config: &Config, body: &Bytes) -> Arrival {
         listener: listener.into(),
         remote: if protocol == Protocol::File { file } else { "127.0.0.1:0".into() },
         http,
+        paced: true,
         body: Incoming::Whole(body.clone()),
     }
 }

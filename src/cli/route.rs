@@ -13,7 +13,7 @@ use std::time::Duration;
 #[derive(Subcommand, Debug)]
 pub enum RouteCommand {
     List(ListArgs),
-    /// Hold a route: deliveries in hand end, new ones wait, accepting goes on
+    /// Hold a route until it is resumed, also over restarts: deliveries in hand end, new ones wait, accepting goes on
     #[command(after_help = "Example:\n  hie route pause lab.results ehr")]
     Pause(OneArgs),
     /// Let a held route go on
@@ -64,6 +64,19 @@ fn change(args: &OneArgs, action: &str) -> Result<(), Failure> {
     if args.api.json { output::json(&route) } else { print(&[route]) }
 }
 
+/// What the route does with what waits.
+fn state(route: &Value) -> String {
+    let is = |key: &str| route.get(key).and_then(Value::as_bool);
+    match (is("configured"), is("paused")) {
+        (Some(false), _) => "not configured".into(),
+        (_, Some(true)) => match text(route, &["paused_by"]) {
+            by if by.is_empty() => "paused".into(),
+            by => format!("paused ({by})"),
+        },
+        _ => "open".into(),
+    }
+}
+
 fn print(routes: &[Value]) -> Result<(), Failure> {
     let mut table = output::table(["CHANNEL", "ROUTE", "STATE", "WAITING", "IN FLIGHT", "PARKED", "OLDEST", "LAST ERROR"]);
     for route in routes {
@@ -73,7 +86,7 @@ fn print(routes: &[Value]) -> Result<(), Failure> {
         table.add_row([
             text(route, &["channel"]),
             if yes("primary") { name + " (primary)" } else { name },
-            if yes("paused") { "paused".into() } else { "open".into() },
+            state(route),
             text(route, &["pending"]),
             text(route, &["in_flight"]),
             text(route, &["parked"]),

@@ -50,16 +50,17 @@ fn print(status: &Value, ready: bool) -> Result<(), Failure> {
         ("unfinished", text(status, &["pending"])),
         ("parked", text(status, &["parked"])),
         ("paused", list("paused")),
+        ("not configured", list("not_configured")),
         ("memory", memory.unwrap_or_default()),
         ("problems", list("problems")),
     ] {
         if !value.is_empty() {
-            output::print(format!("{label:<12}{value}"))?;
+            output::print(format!("{label:<16}{value}"))?;
         }
     }
     for (key, value) in status.get("ledger").and_then(Value::as_object).into_iter().flatten() {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        output::print(format!("ledger      {key} {value}"))?;
+        output::print(format!("ledger          {key} {value}"))?;
     }
     Ok(())
 }

@@ -1,7 +1,9 @@
-//! `hie tx`: transactions of a running node, searched, shown and run again.
+//! `hie tx`: transactions of a running node, searched, shown, run again and given up.
 
+mod discard;
 mod rerun;
 mod show;
+mod work;
 
 use super::{
     client::{Api, ApiArgs},
@@ -18,6 +20,7 @@ pub enum TxCommand {
     List(ListArgs),
     Show(show::ShowArgs),
     Rerun(rerun::RerunArgs),
+    Discard(discard::DiscardArgs),
 }
 
 /// List transactions, newest first
@@ -113,6 +116,7 @@ pub(super) fn main(command: TxCommand) -> Result<(), Failure> {
         TxCommand::List(args) => list(&args),
         TxCommand::Show(args) => show::main(&args),
         TxCommand::Rerun(args) => rerun::main(&args),
+        TxCommand::Discard(args) => discard::main(&args),
     }
 }
 

@@ -149,6 +149,8 @@ impl Check<'_> {
         self.count("http.max_connections", http.max_connections, 1, 10_000_000);
         self.time("http.header_timeout", http.header_timeout, ms, HOUR);
         self.time("http.body_idle_timeout", http.body_idle_timeout, ms, HOUR);
+        self.size("http.min_body_rate", http.min_body_rate, ByteSize::b(0), ByteSize::gib(1));
+        self.time("http.body_rate_window", http.body_rate_window, SECOND, HOUR);
         self.time("http.idle_timeout", http.idle_timeout, ms, DAY);
         // Below 8 KiB the HTTP/1 parser's own buffer would be the limit.
         self.size("http.max_header_bytes", http.max_header_bytes, ByteSize::kib(8), ByteSize::mib(16));

@@ -31,6 +31,11 @@ pub struct Http {
     /// Longest silence while a body arrives. Default 30 s.
     #[serde(with = "humantime_serde")]
     pub body_idle_timeout: Duration,
+    /// What a large body (over 256 KiB) must bring per second while the node waits for it. Default 4 KiB; 0: no limit.
+    pub min_body_rate: ByteSize,
+    /// Over which time that is measured; also the grace at the beginning. Default 10 s.
+    #[serde(with = "humantime_serde")]
+    pub body_rate_window: Duration,
     /// Idle keep-alive connections. Default 75 s.
     #[serde(with = "humantime_serde")]
     pub idle_timeout: Duration,
@@ -50,6 +55,8 @@ impl Default for Http {
             max_connections: 4096,
             header_timeout: Duration::from_secs(10),
             body_idle_timeout: Duration::from_secs(30),
+            min_body_rate: ByteSize::kib(4),
+            body_rate_window: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
             max_header_bytes: ByteSize::kib(64),
         }

@@ -3,10 +3,11 @@
 use super::{
     Engine,
     content::Content,
-    fact::{Accepted, BodyRef, Fact, Seq, What},
-    ports::{Answer, Append, Arrival, Credentials, Denied, Incoming, Intake, Refusal},
+    fact::{Accepted, BodyRef, Fact, What},
+    ports::{Answer, Append, Arrival, Credentials, Denied, Identity, Incoming, Intake, Refusal},
     proxy::{Direct, Proxied},
-    resend::Seen,
+    repeat::{Arrived, Known},
+    shares::{Holder, NoPlace},
     staging::{self, Staged},
 };
 use crate::{
@@ -24,8 +25,6 @@ use std::{
 
 /// A refused message is recorded with at most this much of its body.
 const REFUSED_BODY: usize = 256 * 1024;
-/// How long a resend waits for the first to become durable.
-const RESEND_WAIT: Duration = Duration::from_secs(20);
 
 /// What the head of a message led to.
 struct Matched {
@@ -39,17 +38,20 @@ struct Matched {
 }
 
 impl Intake for Engine {
-    fn identify(&self, listener: &str, peer: Option<SocketAddr>, credentials: &Credentials) -> Result<Arc<str>, Denied> {
+    fn identify(&self, listener: &str, peer: Option<SocketAddr>, credentials: &Credentials) -> Identity<'_> {
         let policy = self.parts.listeners.get(listener);
         let required = policy.is_some_and(|p| p.require_client);
-        let client = self.parts.directory.identify(peer, credentials, required)?;
-        match policy.and_then(|p| p.client.clone()) {
-            Some(named) if &*client == ANONYMOUS => match self.parts.directory.may_be(&named, peer) {
-                true => Ok(named),
-                false => Err(Denied::Address),
-            },
-            _ => Ok(client),
-        }
+        let found = self.parts.directory.identify(peer, credentials, required);
+        let Some(named) = policy.and_then(|p| p.client.as_ref()) else { return found };
+        found.and_then(move |client| match &*client == ANONYMOUS {
+            false => Ok(client),
+            true if self.parts.directory.may_be(named, peer) => Ok(named.clone()),
+            true => Err(Denied::Address),
+        })
+    }
+
+    fn rate(&self, client: &str) -> Result<(), Duration> {
+        self.parts.directory.rate_check(client)
     }
 
     fn accept(&self, arrival: Arrival) -> BoxFuture<'_, Answer> {
@@ -77,12 +79,18 @@ impl Engine {
         let body = std::mem::replace(&mut arrival.body, Incoming::Whole(Bytes::new()));
         let (head, complete) = match &body {
             Incoming::Whole(bytes) => (bytes.clone(), true),
-            Incoming::Stream { head, .. } => (head.clone(), false),
+            Incoming::Stream { head, .. } | Incoming::Refused { head, .. } => (head.clone(), false),
         };
         let matched = match self.examine(&mut arrival, id, &head, complete) {
             Ok(matched) => matched,
-            Err((refusal, envelope, storage)) => return self.refuse(*envelope, refusal, head, storage),
+            Err((refusal, envelope, storage)) => {
+                let refusal = if let Incoming::Refused { refusal, .. } = body { refusal } else { refusal };
+                return self.refuse(*envelope, refusal, head, storage);
+            }
         };
+        if let Incoming::Refused { refusal, .. } = body {
+            return self.refuse(matched.envelope, refusal, head, matched.channel.channel.storage);
+        }
         if self.parts.gate.is_draining() && arrival.protocol == Protocol::File {
             return Answer::Refused { id: None, refusal: Refusal::Busy("the node is shutting down", Duration::from_secs(5)) };
         }
@@ -90,6 +98,7 @@ impl Engine {
             let refusal = Refusal::Busy("too many messages wait for delivery", Duration::from_secs(5));
             return Answer::Refused { id: None, refusal };
         }
+        let holder = Holder::of(&arrival.client, &arrival.remote, &arrival.listener);
         let channel = &matched.channel.channel;
         let storage = channel.storage;
         let transient = storage != Storage::All;
@@ -97,10 +106,14 @@ impl Engine {
         let staged = match body {
             Incoming::Whole(bytes) if bytes.len() as u64 > limit => Err(Refusal::TooLarge { limit }),
             Incoming::Whole(bytes) => Ok(staging::whole(bytes, transient)),
-            Incoming::Stream { head, rest } => match self.streams.try_acquire() {
-                Ok(_permit) => staging::pieces(head, rest, &*self.parts.log, transient, limit).await,
-                Err(_) => Err(Refusal::Busy("too many large messages are arriving", Duration::from_secs(2))),
+            Incoming::Stream { head, rest } => match self.streams.take(holder) {
+                Ok(_place) => staging::pieces(head, rest, &*self.parts.log, transient, limit).await,
+                Err(NoPlace::Share) => {
+                    Err(Refusal::Busy("too many large messages of this sender are arriving", Duration::from_secs(2)))
+                }
+                Err(NoPlace::Full) => Err(Refusal::Busy("too many large messages are arriving", Duration::from_secs(2))),
             },
+            Incoming::Refused { refusal, .. } => Err(refusal),
         };
         match staged {
             Ok(staged) => self.commit(matched, staged).await,
@@ -136,7 +149,9 @@ impl Engine {
         if !self.parts.directory.allowed(&arrival.client, &channel.channel.allow) {
             return Err((Refusal::NotAllowed, Box::new(envelope), storage));
         }
-        if let Err(retry_after) = self.parts.directory.rate_check(&arrival.client) {
+        if !arrival.paced
+            && let Err(retry_after) = self.parts.directory.rate_check(&arrival.client)
+        {
             return Err((Refusal::RateLimited { retry_after }, Box::new(envelope), storage));
         }
         envelope.http = arrival.http.take();
@@ -171,21 +186,14 @@ impl Engine {
         let Matched { channel, metrics, direct, started, mut envelope, resend_key } = matched;
         let id = envelope.id;
         let body_hash = staged.hash;
-        match self.parts.resend.check(resend_key, body_hash, id, envelope.received_ms) {
-            Seen::New => {}
-            Seen::Reused => envelope.control_id_reused = true,
-            Seen::Durable(first, seq) => return self.resent((first, seq), envelope.remote, metrics.as_deref()),
-            Seen::UnderWay(first) => {
-                if let Some(seq) = self.wait_durable(resend_key, first).await {
-                    return self.resent((first, seq), envelope.remote, metrics.as_deref());
-                }
-                let refusal = Refusal::Busy("the same message is still being stored", Duration::from_secs(1));
-                return Answer::Refused { id: None, refusal };
-            }
+        let mode = channel.mode(envelope.protocol);
+        let (at_ms, remote) = (envelope.received_ms, &*envelope.remote);
+        match self.known(Arrived { key: resend_key, body_hash, id, at_ms, remote, mode }, metrics.as_deref()).await {
+            Known::New { reused } => envelope.control_id_reused = reused,
+            Known::Answered(answer) => return answer,
         }
         envelope.body_len = staged.len;
         let config = &channel.channel;
-        let mode = channel.mode(envelope.protocol);
         let accepted = Accepted {
             channel: config.name.clone(),
             mode,
@@ -222,28 +230,6 @@ impl Engine {
                 Answer::Refused { id: None, refusal: staging::refusal(error) }
             }
         }
-    }
-
-    /// Records that the sender sent it again and acknowledges it again: the first one is durable, so nothing is waited for.
-    fn resent(&self, (first, home): (MessageId, Seq), remote: String, metrics: Option<&events::ChannelMetrics>) -> Answer {
-        let fact = Fact { id: first, home, at: self.parts.clock.now_ms(), what: What::Resent { remote } };
-        self.parts.log.append_later(Append { fact, body: None, deliver: false });
-        if let Some(channel) = metrics {
-            events::Resent { channel }.emit();
-        }
-        Answer::Accepted { id: first, resend: true }
-    }
-
-    async fn wait_durable(&self, key: u64, first: MessageId) -> Option<Seq> {
-        let until = Instant::now() + RESEND_WAIT;
-        while Instant::now() < until {
-            match self.parts.resend.state(key, first) {
-                Seen::Durable(_, seq) => return Some(seq),
-                Seen::UnderWay(_) => tokio::time::sleep(Duration::from_millis(2)).await,
-                Seen::New | Seen::Reused => return None,
-            }
-        }
-        None
     }
 
     /// Records a refused message, as far as the store goes along, and answers.

@@ -50,7 +50,7 @@ impl Control for Engine {
         let route = route.map(str::to_owned);
         Box::pin(async move {
             let message = self.unfinished(id).await?;
-            some_parked(self.parts.transport.discard(&message, route.as_deref()))
+            self.parts.transport.discard(&message, route.as_deref())
         })
     }
 

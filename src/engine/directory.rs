@@ -12,14 +12,15 @@ mod verified;
 
 pub use password::hash_password;
 pub use throttle::Throttle;
+pub(super) use throttle::network;
 
-use super::ports::{Credentials, Denied};
+use super::ports::{Credentials, Denied, Identity};
 use crate::{
     channel::client::{ANONYMOUS, Client},
     telemetry::admin::IdentifyFailed,
 };
 use arc_swap::ArcSwap;
-use check::Claim;
+use check::{Claim, PasswordCheck};
 use compile::{Compiled, Known};
 use governor::clock::Clock;
 use std::{
@@ -73,45 +74,31 @@ impl Directory {
     /// [`Denied::Unauthenticated`] when `require`. A wrong credential is always refused. A certificate that belongs to no
     /// client counts as none: the listener's authority vouched for it, the directory just does not know it.
     ///
-    /// The first time a password is seen, this takes some 20 ms of CPU on the calling thread; see [`Directory::identify_async`].
-    pub fn identify(&self, peer: Option<SocketAddr>, credentials: &Credentials, require: bool) -> Result<Arc<str>, Denied> {
+    /// The first time a password is seen, its check takes some 20 ms of CPU: it is made on a thread of the current runtime's
+    /// blocking pool. A few checks run at the same time, some wait a moment, all others get [`Denied::Busy`].
+    pub fn identify(self: &Arc<Self>, peer: Option<SocketAddr>, credentials: &Credentials, require: bool) -> Identity<'static> {
         let ip = peer.map(|p| p.ip().to_canonical());
-        self.settle(
-            match self.claim(ip, credentials, require) {
-                Claim::Done(result) => result,
-                Claim::Password(check) => match self.gate.enter_blocking() {
-                    Some(_permit) => check.run(&self.verified).and_then(|known| Compiled::admit(known, ip)),
-                    None => Err(Failure::new(Denied::Busy, "busy")),
-                },
-            },
-            ip,
-        )
+        match self.claim(ip, credentials, require) {
+            Claim::Done(result) => Identity::Known(self.settle(result, ip)),
+            Claim::Password(check) => {
+                let this = self.clone();
+                Identity::Checking(Box::pin(async move { this.settle(this.check(check, ip).await, ip) }))
+            }
+        }
     }
 
-    /// As [`Directory::identify`], but a password seen for the first time is checked on another thread.
-    pub async fn identify_async(
-        self: &Arc<Self>,
-        peer: Option<SocketAddr>,
-        credentials: &Credentials,
-        require: bool,
-    ) -> Result<Arc<str>, Denied> {
-        let ip = peer.map(|p| p.ip().to_canonical());
-        let result = match self.claim(ip, credentials, require) {
-            Claim::Done(result) => result,
-            Claim::Password(check) => match self.gate.enter().await {
-                Some(permit) => {
-                    let this = self.clone();
-                    let checked = tokio::task::spawn_blocking(move || {
-                        let _permit = permit;
-                        check.run(&this.verified)
-                    });
-                    // The task fails only when the runtime ends.
-                    checked.await.unwrap_or(Err(Failure::new(Denied::Busy, "busy"))).and_then(|known| Compiled::admit(known, ip))
-                }
-                None => Err(Failure::new(Denied::Busy, "busy")),
-            },
-        };
-        self.settle(result, ip)
+    async fn check(self: &Arc<Self>, check: PasswordCheck, ip: Option<IpAddr>) -> Result<Arc<str>, Failure> {
+        let busy = || Failure::new(Denied::Busy, "busy");
+        let permit = self.gate.enter().await.ok_or_else(busy)?;
+        let this = self.clone();
+        let checked = tokio::task::spawn_blocking(move || {
+            // Held to the end of the check, also when the sender has gone.
+            let _permit = permit;
+            check.run(&this.verified)
+        });
+        // The task fails only when the runtime ends.
+        let known = checked.await.unwrap_or_else(|_| Err(busy()))?;
+        Compiled::admit(known, ip)
     }
 
     /// Takes one message off the client's rate; `Err`: over it, and how long until there is room. Clients without a rate, and names

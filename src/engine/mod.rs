@@ -12,8 +12,10 @@ pub mod gate;
 pub mod judge;
 pub mod ports;
 mod proxy;
+mod repeat;
 mod rerun;
 pub mod resend;
+pub mod shares;
 mod staging;
 
 use crate::channel::{Channel, ChannelError, Compiled, Set};
@@ -59,7 +61,8 @@ pub struct ListenerPolicy {
 pub struct Engine {
     parts: Parts,
     in_force: ArcSwap<InForce>,
-    streams: tokio::sync::Semaphore,
+    /// Large messages being received.
+    streams: shares::Shares,
 }
 
 /// The workers of each channel, by its name.
@@ -88,7 +91,7 @@ impl Engine {
     pub fn new(parts: Parts, channels: Vec<Channel>) -> Result<Arc<Self>, SetError> {
         let (in_force, workers) = Self::compile(&parts, channels)?;
         parts.transport.configure(workers);
-        let streams = tokio::sync::Semaphore::new(parts.limits.streams.max(1));
+        let streams = shares::Shares::new(parts.limits.streams);
         Ok(Arc::new(Self { parts, in_force: ArcSwap::from_pointee(in_force), streams }))
     }
 

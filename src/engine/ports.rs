@@ -26,6 +26,8 @@ pub struct Arrival {
     pub remote: String,
     /// Request line and headers, for HTTP.
     pub http: Option<HttpHead>,
+    /// Its gateway has taken it off the client's rate ([`Intake::rate`]).
+    pub paced: bool,
     /// The bytes.
     pub body: Incoming,
 }
@@ -35,8 +37,10 @@ pub enum Incoming {
     /// All there.
     Whole(Bytes),
     /// Larger than the gateway's buffer: `head` is what has been read already (at least 64 KiB unless the body
-    /// is shorter), `rest` what follows.
+    /// is shorter), `rest` what follows; an error of kind `TimedOut` in it is [`Refusal::TooSlow`].
     Stream { head: Bytes, rest: BodyStream },
+    /// Refused by the gateway itself, and only to be recorded: `head` is what is at hand of it.
+    Refused { head: Bytes, refusal: Refusal },
 }
 
 /// What the sender proved itself with.
@@ -66,12 +70,38 @@ pub enum Denied {
     Busy,
 }
 
+/// Who a sender is: the client's name (`anonymous` for none), or why it is not let in.
+pub enum Identity<'a> {
+    /// Told at once, without an allocation: nearly always.
+    Known(Result<Arc<str>, Denied>),
+    /// A password is being checked elsewhere.
+    Checking(BoxFuture<'a, Result<Arc<str>, Denied>>),
+}
+
+impl<'a> Identity<'a> {
+    /// Waits for the check, where there is one.
+    pub async fn settled(self) -> Result<Arc<str>, Denied> {
+        match self {
+            Self::Known(result) => result,
+            Self::Checking(check) => check.await,
+        }
+    }
+
+    /// What follows from who it is.
+    pub fn and_then(self, then: impl FnOnce(Arc<str>) -> Result<Arc<str>, Denied> + Send + 'a) -> Self {
+        match self {
+            Self::Known(result) => Self::Known(result.and_then(then)),
+            Self::Checking(check) => Self::Checking(Box::pin(async move { check.await.and_then(then) })),
+        }
+    }
+}
+
 /// The answer to one arrival.
 pub enum Answer {
     /// Queue mode: durable. `resend`: recognised as a repetition of `id`, which is durable.
     Accepted { id: MessageId, resend: bool },
-    /// Proxy mode: the primary route's response.
-    Response { id: MessageId, response: Response },
+    /// Proxy mode: the primary route's response. `resend`: the stored one, once more, for a repetition of `id`.
+    Response { id: MessageId, response: Response, resend: bool },
     /// Not accepted.
     Refused { id: Option<MessageId>, refusal: Refusal },
 }
@@ -103,7 +133,7 @@ pub enum Refusal {
     /// Larger than the limit given. AR; 413.
     #[error("larger than the limit of {limit} bytes")]
     TooLarge { limit: u64 },
-    /// Over the client's rate. AE (MLLP slows down instead where it can); 429 with Retry-After.
+    /// Over the client's rate. AE, when an MLLP sender has been slowed down in vain; 429 with Retry-After.
     #[error("rate limit reached")]
     RateLimited { retry_after: Duration },
     /// Queues full or draining. AE; 503 with Retry-After.
@@ -118,15 +148,27 @@ pub enum Refusal {
     /// Proxy mode: the upstream did not answer in time. AE; 504.
     #[error("upstream did not answer in time")]
     UpstreamTimeout,
+    /// Proxy mode: this message can never be sent to its receiver, whatever that one does (a path that leads out of the
+    /// target's). Fixed text. AE; 400.
+    #[error("cannot be sent to its receiver: {0}")]
+    Unsendable(String),
     /// The sender broke off while sending.
     #[error("sender broke off")]
     Aborted,
+    /// The body stood still or came more slowly than the listener allows. 408.
+    #[error("the body was not sent in time")]
+    TooSlow,
 }
 
 /// The engine as the inbound gateways see it.
 pub trait Intake: Send + Sync + 'static {
-    /// Who is it? `peer` is the address of the sender (`None` for files). Cheap when repeated.
-    fn identify(&self, listener: &str, peer: Option<SocketAddr>, credentials: &Credentials) -> Result<Arc<str>, Denied>;
+    /// Who is it? `peer` is the address of the sender (`None` for files). Never blocks: what is known is told at once, a password
+    /// not seen before is checked on another thread.
+    fn identify(&self, listener: &str, peer: Option<SocketAddr>, credentials: &Credentials) -> Identity<'_>;
+
+    /// Takes one message off the client's rate; `Err`: over it, and how long until there is room. For gateways that can slow a
+    /// sender down: they ask before [`Intake::accept`], which else does it.
+    fn rate(&self, client: &str) -> Result<(), Duration>;
 
     /// Takes one message through match, accept and, in proxy mode, the primary route.
     /// Resolves when the sender may be answered. Dropping the future never undoes a durable accept.
@@ -272,6 +314,17 @@ pub enum LogError {
     Busy,
 }
 
+/// How a proxied request ended.
+#[derive(Clone, Debug)]
+pub enum Ended {
+    /// The sender was answered; `seq` is the place of the fact, for reading the body.
+    Responded { seq: Seq, status: u16, headers: Vec<(String, HeaderBytes)>, body: BodyRef, len: u64 },
+    /// The node ended while it was with the upstream.
+    Unknown,
+    /// It has not ended, was not proxied, or is no longer stored.
+    Not,
+}
+
 /// The log as the engine needs it.
 pub trait Log: Send + Sync + 'static {
     /// Appends; resolves when durable (fsynced). Dropping the future does not undo it.
@@ -293,6 +346,9 @@ pub trait Log: Send + Sync + 'static {
 
     /// A message is finished on all routes: transient bodies may go, segments need not carry it on.
     fn finished(&self, seq: Seq);
+
+    /// How the proxied transaction whose accept fact has this number ended, with everything appended before this call taken into account.
+    fn ended(&self, seq: Seq) -> BoxFuture<'_, Result<Ended, LogError>>;
 
     /// One unfinished transaction by id, with everything appended before this call taken into account.
     fn unfinished_by_id(&self, id: MessageId) -> BoxFuture<'_, Result<Option<Unfinished>, LogError>>;
@@ -341,16 +397,46 @@ pub trait Transport: Send + Sync + 'static {
     fn configure(&self, channels: Vec<(String, Vec<Arc<super::deliver::RouteWorker>>)>);
     /// All routes as they stand.
     fn routes(&self) -> Vec<RouteStatus>;
-    /// Pauses (true) or resumes a route.
+    /// Pauses (true) or resumes a route, and keeps that over restarts. [`ControlError::Failed`]: done, but not kept.
     fn pause(&self, channel: &str, route: &str, paused: bool) -> Result<(), ControlError>;
     /// Puts parked deliveries of a message back into their queues; returns how many.
     fn requeue(&self, message: &Unfinished, route: Option<&str>) -> u32;
-    /// Gives up parked deliveries of a message; returns how many.
-    fn discard(&self, message: &Unfinished, route: Option<&str>) -> u32;
+    /// Gives up deliveries of a message that are parked, or wait on a route that is paused or no longer configured; returns
+    /// how many. [`ControlError::Conflict`] when there are only others: in hand, or waiting on a route at work.
+    fn discard(&self, message: &Unfinished, route: Option<&str>) -> Result<u32, ControlError>;
     /// Accepted and unfinished messages that are not set aside.
     fn pending(&self) -> u64;
     /// Resolves when nothing is in a worker's hand; from the call on, workers take nothing new.
     fn drain(&self) -> BoxFuture<'_, ()>;
+}
+
+/// What an operator said about a route.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct OperatorsWord {
+    /// Full channel name.
+    pub channel: String,
+    /// Route name.
+    pub route: String,
+    /// Paused, or (against its configuration) resumed.
+    pub paused: bool,
+}
+
+/// Keeps what operators said about routes over restarts.
+pub trait Pauses: Send + Sync + 'static {
+    /// What was kept last; nothing when it cannot be read, which is told.
+    fn load(&self) -> Vec<OperatorsWord>;
+    /// Keeps these instead, durably (fsynced). The error tells the operator what is wrong.
+    fn keep(&self, words: &[OperatorsWord]) -> Result<(), String>;
+}
+
+/// Who paused a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PausedBy {
+    /// `hie route pause`, or the management API.
+    Operator,
+    /// `paused = true` in its channel file.
+    Configuration,
 }
 
 /// Opens the ways out of a route. Each call gives a connector for the runtime it is called in.
@@ -373,8 +459,14 @@ pub struct RouteStatus {
     pub route: String,
     /// Is it the primary route?
     pub primary: bool,
-    /// Held by an operator.
+    /// Is it among the routes in force? One that is not keeps what it holds, and delivers nothing.
+    #[serde(default = "yes")]
+    pub configured: bool,
+    /// Held.
     pub paused: bool,
+    /// By whom; absent when it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused_by: Option<PausedBy>,
     /// Messages waiting, those being delivered and retried included.
     pub pending: u64,
     /// Deliveries in hand now.
@@ -385,6 +477,10 @@ pub struct RouteStatus {
     pub oldest_ms: i64,
     /// Last failure, for the operator; empty when the last attempt succeeded.
     pub last_error: String,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// What stands in the way of being ready; empty when ready.
@@ -408,14 +504,15 @@ pub enum ControlError {
 pub trait Control: Send + Sync + 'static {
     /// All routes of all channels.
     fn routes(&self) -> Vec<RouteStatus>;
-    /// Stops deliveries on a route after those in hand; queue mode keeps accepting.
+    /// Stops deliveries on a route after those in hand, until [`Control::resume`], also over restarts; queue mode keeps accepting.
     fn pause(&self, channel: &str, route: &str) -> Result<(), ControlError>;
     /// Lets deliveries go on.
     fn resume(&self, channel: &str, route: &str) -> Result<(), ControlError>;
     /// Puts the parked deliveries of one message (`route`: of that route only) back into their queues.
     /// Returns how many.
     fn requeue(&self, id: MessageId, route: Option<&str>) -> BoxFuture<'_, Result<u32, ControlError>>;
-    /// Gives up the parked deliveries of one message. Returns how many.
+    /// Gives up the deliveries of one message that are parked, or wait on a route that is paused or no longer configured.
+    /// Returns how many (0: none is left); a delivery in hand is never given up ([`ControlError::Conflict`]).
     fn discard(&self, id: MessageId, route: Option<&str>) -> BoxFuture<'_, Result<u32, ControlError>>;
     /// Runs a message again as a new transaction whose parent is the old one (queue mode, through the channel that took
     /// it). `accepted` and the body come from the ledger. Returns the new id.

@@ -147,7 +147,8 @@ impl Exchange {
         let (status, refusal) = match &error {
             SendError::Timeout { .. } => (504, Refusal::UpstreamTimeout),
             SendError::NotSent { .. } => (502, Refusal::Upstream("not reached".into())),
-            SendError::Unsendable { .. } => (502, Refusal::Upstream("the message cannot be sent there".into())),
+            // The sender's to mend: trying again leads nowhere.
+            SendError::Unsendable { reason, .. } => (400, Refusal::Unsendable(reason.clone())),
             SendError::Broken { .. } => (502, Refusal::Upstream("broke off".into())),
         };
         let target = target_of(&error);
@@ -171,7 +172,7 @@ impl Exchange {
                     let response =
                         Response { status, headers: headers.clone(), len: Some(bytes.len() as u64), body: once(bytes.clone()) };
                     // The answer first: the sender does not wait for the record.
-                    let _ = answer.send(Answer::Response { id: self.id, response });
+                    let _ = answer.send(Answer::Response { id: self.id, response, resend: false });
                     self.record_attempt(target, outcome(status), status, ack, String::new());
                     self.finish(status, headers, collected(bytes, keep));
                 }
@@ -182,7 +183,7 @@ impl Exchange {
         let (pieces, stream) = mpsc::channel::<io::Result<Bytes>>(IN_BETWEEN);
         let whole = Arc::new(AtomicBool::new(false));
         let response = Response { status, headers: headers.clone(), len, body: from_channel(stream, whole.clone()) };
-        let _ = answer.send(Answer::Response { id: self.id, response });
+        let _ = answer.send(Answer::Response { id: self.id, response, resend: false });
         let result = tee(body, pieces, &*self.direct.log, keep, &whole).await;
         let error = result.as_ref().err().map(ToString::to_string).unwrap_or_default();
         self.record_attempt(target, if error.is_empty() { outcome(status) } else { Outcome::Failed }, status, ack, error);
@@ -212,6 +213,9 @@ impl Exchange {
 
     fn finish(&mut self, status: u16, headers: Vec<(String, HeaderBytes)>, response: Collected) {
         self.open = false;
+        let Collected { body, whole, len } = response;
+        // Before the window knows: a repetition that finds it there finds the response too.
+        self.record(What::Responded { status, headers, body, len }, whole);
         if self.key != 0 {
             match status {
                 // A repetition need not reach the upstream again.
@@ -220,8 +224,6 @@ impl Exchange {
                 _ => self.direct.resend.failed(self.key, self.id),
             }
         }
-        let Collected { body, whole, len } = response;
-        self.record(What::Responded { status, headers, body, len }, whole);
         self.direct.transport.answered(self.seq);
     }
 

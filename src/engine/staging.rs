@@ -66,6 +66,7 @@ pub(super) async fn pieces(
         }
         match rest.next().await {
             Some(Ok(piece)) => next = Some(piece),
+            Some(Err(e)) if e.kind() == std::io::ErrorKind::TimedOut => return Err(Refusal::TooSlow),
             Some(Err(_)) => return Err(Refusal::Aborted),
             None => break,
         }

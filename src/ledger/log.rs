@@ -4,9 +4,10 @@ use super::Ledger;
 use super::codec::{self, body_of, kind};
 use super::core::Core;
 use super::queue::{Delivering, Record};
+use super::sql::FileError;
 use super::ticket::{Promise, Ticket, Waiting};
 use crate::engine::fact::{Accepted, BodyRef, Seq, What};
-use crate::engine::ports::{Append, BodyStream, Log, LogError, Unfinished};
+use crate::engine::ports::{Append, BodyStream, Ended, Log, LogError, Unfinished};
 use crate::message::MessageId;
 use crate::telemetry::ledger as event;
 use bytes::Bytes;
@@ -107,6 +108,23 @@ fn append(core: &Arc<Core>, append: Append) -> BoxFuture<'static, Result<Seq, Lo
     }
 }
 
+/// How a transaction ended, by its facts.
+fn ended(core: &Core, seq: Seq) -> Result<Ended, FileError> {
+    let seq = core.homes.now(seq);
+    let Some(segment) = core.catalog.holding(seq) else { return Ok(Ended::Not) };
+    let Some(row) = super::recover::row(core, &segment, seq)? else { return Ok(Ended::Not) };
+    let mut end = Ended::Not;
+    for seq in row.fold.facts {
+        end = match super::read::fact(core, seq)?.map(|fact| fact.what) {
+            Some(What::Responded { status, headers, body, len }) => Ended::Responded { seq, status, headers, body, len },
+            // A response that is there counts, whichever came first.
+            Some(What::Unknown) if matches!(end, Ended::Not) => Ended::Unknown,
+            _ => end,
+        };
+    }
+    Ok(end)
+}
+
 impl Log for Ledger {
     fn append(&self, record: Append) -> BoxFuture<'static, Result<Seq, LogError>> {
         append(&self.core, record)
@@ -189,6 +207,28 @@ impl Log for Ledger {
                 let routes = accepted.routes.iter().map(progress).collect();
                 Some(Unfinished { seq: d.row.seq, accepted, routes })
             }))
+        })
+    }
+
+    fn ended(&self, seq: Seq) -> BoxFuture<'_, Result<Ended, LogError>> {
+        let core = self.core.clone();
+        let job = self.readers.run(move || {
+            let first = ended(&core, seq)?;
+            if !matches!(first, Ended::Not) {
+                return Ok(first);
+            }
+            // How it ended may not be in the views yet, nor in the log.
+            super::carry::pass_through(&core);
+            let committed = core.committed();
+            core.hurry_views(committed);
+            core.folded.wait_for(committed, std::time::Instant::now() + PATIENCE);
+            ended(&core, seq)
+        });
+        Box::pin(async move {
+            match job.await {
+                Some(ended) => ended.map_err(|e: FileError| LogError::Failed(e.to_string())),
+                None => Err(LogError::Failed("the ledger is closed".into())),
+            }
         })
     }
 

@@ -27,6 +27,21 @@ impl Restored {
     }
 }
 
+/// What operators said about routes cannot be read: none of it is in force.
+pub struct PausesUnreadable<'a> {
+    /// The file's name in the store.
+    pub file: &'static str,
+    /// What is wrong.
+    pub error: &'a std::io::Error,
+}
+
+impl PausesUnreadable<'_> {
+    /// Writes it.
+    pub fn emit(self) {
+        tracing::error!(file = self.file, error = %self.error, "paused routes are not known any more: pause them again");
+    }
+}
+
 /// The node accepts.
 pub struct Ready<'a> {
     /// Where it keeps its things.

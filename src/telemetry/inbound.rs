@@ -66,11 +66,13 @@ pub enum Outcome {
     Upstream,
     UpstreamTimeout,
     Aborted,
+    TooSlow,
+    Unsendable,
     Unauthenticated,
 }
 
 impl Outcome {
-    const ALL: [Outcome; 14] = [
+    const ALL: [Outcome; 16] = [
         Self::Accepted,
         Self::Resend,
         Self::Response,
@@ -84,6 +86,8 @@ impl Outcome {
         Self::Upstream,
         Self::UpstreamTimeout,
         Self::Aborted,
+        Self::TooSlow,
+        Self::Unsendable,
         Self::Unauthenticated,
     ];
 
@@ -103,6 +107,8 @@ impl Outcome {
             Self::Upstream => "upstream",
             Self::UpstreamTimeout => "upstream-timeout",
             Self::Aborted => "aborted",
+            Self::TooSlow => "too-slow",
+            Self::Unsendable => "unsendable",
             Self::Unauthenticated => "unauthenticated",
         }
     }
@@ -135,10 +141,12 @@ pub enum Cut {
     Truncated,
     /// A request that cannot be read.
     BadRequest,
+    /// A body stood still, or came more slowly than allowed.
+    SlowBody,
 }
 
 impl Cut {
-    const ALL: [Cut; 12] = [
+    const ALL: [Cut; 13] = [
         Self::Limit,
         Self::Address,
         Self::Denied,
@@ -151,6 +159,7 @@ impl Cut {
         Self::Garbage,
         Self::Truncated,
         Self::BadRequest,
+        Self::SlowBody,
     ];
 
     /// The word in the label.
@@ -168,6 +177,7 @@ impl Cut {
             Self::Garbage => "garbage",
             Self::Truncated => "truncated",
             Self::BadRequest => "bad-request",
+            Self::SlowBody => "slow-body",
         }
     }
 }

@@ -58,6 +58,8 @@ impl Control for FakeControl {
             let name = c.name.clone();
             let paused = paused.clone();
             c.routes.clone().into_iter().map(move |r| RouteStatus {
+                configured: true,
+                paused_by: None,
                 channel: name.clone(),
                 paused: paused.contains(&(name.clone(), r.name.clone())),
                 route: r.name,

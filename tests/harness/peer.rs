@@ -12,7 +12,11 @@ pub struct Peer {
 
 impl Peer {
     pub fn connect(to: SocketAddr) -> Self {
-        let stream = TcpStream::connect_timeout(&to, Duration::from_secs(5)).unwrap_or_else(|e| panic!("{to}: {e}"));
+        Self::over(TcpStream::connect_timeout(&to, Duration::from_secs(5)).unwrap_or_else(|e| panic!("{to}: {e}")))
+    }
+
+    /// A connection that is there already.
+    pub fn over(stream: TcpStream) -> Self {
         stream.set_nodelay(true).expect("a socket option");
         stream.set_read_timeout(Some(Duration::from_secs(15))).expect("a socket option");
         stream.set_write_timeout(Some(Duration::from_secs(15))).expect("a socket option");

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, future::BoxFuture};
 use hie::{
     config,
-    engine::ports::{Answer, Arrival, Credentials, Denied, Incoming, Intake, Refusal},
+    engine::ports::{Answer, Arrival, Credentials, Denied, Identity, Incoming, Intake, Refusal},
     gateway::inbound::{
         http::{self, HttpServer},
         mllp::{self, MllpServer},
@@ -13,6 +13,7 @@ use hie::{
     message::{HttpHead, MessageId, Protocol, hl7::Header},
 };
 use std::{
+    collections::VecDeque,
     net::SocketAddr,
     sync::{Arc, Mutex},
     time::Duration,
@@ -53,10 +54,16 @@ type Identify = dyn Fn(&str, Option<SocketAddr>, &Credentials) -> Result<Arc<str
 /// An engine that remembers what it saw and answers as it is told.
 pub struct Fake {
     pub seen: Mutex<Vec<Seen>>,
+    /// Refused by the gateway itself, told for the record.
+    pub refused: Mutex<Vec<Refusal>>,
     pub identified: Mutex<Vec<(Option<SocketAddr>, Credentials)>>,
     script: Box<Script>,
     identify: Box<Identify>,
     open: watch::Sender<bool>,
+    /// What is said of the rate, one after the other; then there is room.
+    pub rates: Mutex<VecDeque<Result<(), Duration>>>,
+    /// Senders with a credential wait until it holds.
+    pub checks: Option<watch::Sender<bool>>,
 }
 
 impl Fake {
@@ -75,10 +82,13 @@ impl Fake {
     ) -> Arc<Self> {
         Arc::new(Self {
             seen: Mutex::default(),
+            refused: Mutex::default(),
             identified: Mutex::default(),
             script: Box::new(script),
             identify: Box::new(identify),
             open: watch::Sender::new(true),
+            rates: Mutex::default(),
+            checks: None,
         })
     }
 
@@ -108,19 +118,38 @@ pub fn default_answer(seen: &Seen) -> Answer {
 }
 
 impl Intake for Fake {
-    fn identify(&self, listener: &str, peer: Option<SocketAddr>, credentials: &Credentials) -> Result<Arc<str>, Denied> {
+    fn identify(&self, listener: &str, peer: Option<SocketAddr>, credentials: &Credentials) -> Identity<'_> {
         self.identified.lock().unwrap().push((peer, credentials.clone()));
-        (self.identify)(listener, peer, credentials)
+        let result = (self.identify)(listener, peer, credentials);
+        // Like a password seen for the first time: told when the test lets it.
+        match &self.checks {
+            Some(checks) if credentials.authorization.is_some() => {
+                let mut checks = checks.subscribe();
+                Identity::Checking(Box::pin(async move {
+                    let _ = checks.wait_for(|done| *done).await;
+                    result
+                }))
+            }
+            _ => Identity::Known(result),
+        }
+    }
+
+    fn rate(&self, _: &str) -> Result<(), Duration> {
+        self.rates.lock().unwrap().pop_front().unwrap_or(Ok(()))
     }
 
     fn accept(&self, arrival: Arrival) -> BoxFuture<'_, Answer> {
         Box::pin(async move {
+            if let Incoming::Refused { refusal, .. } = arrival.body {
+                self.refused.lock().unwrap().push(refusal.clone());
+                return Answer::Refused { id: None, refusal };
+            }
             // Remembered at the first poll, so that the order of polls is what is seen; the rest of a body follows.
             let at = {
                 let mut seen = self.seen.lock().unwrap();
                 let (body, head) = match &arrival.body {
                     Incoming::Whole(body) => (body.clone(), None),
-                    Incoming::Stream { head, .. } => (head.clone(), Some(head.len())),
+                    Incoming::Stream { head, .. } | Incoming::Refused { head, .. } => (head.clone(), Some(head.len())),
                 };
                 seen.push(Seen {
                     client: arrival.client.to_string(),

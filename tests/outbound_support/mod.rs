@@ -7,7 +7,7 @@ use hie::{
     channel::{Mode, Route, Storage},
     engine::{
         fact::{Accepted, BodyRef, Seq},
-        ports::{Append, BodyStream, Connector, Delivery, Log, LogError, Reply, Stored},
+        ports::{Append, BodyStream, Connector, Delivery, Ended, Log, LogError, Reply, Stored},
     },
     gateway::outbound::{balance::Targets, connector},
     message::{Envelope, HttpHead, MessageId, Protocol},
@@ -22,6 +22,9 @@ struct OneBody {
 }
 
 impl Log for OneBody {
+    fn ended(&self, _: Seq) -> BoxFuture<'_, Result<Ended, LogError>> {
+        Box::pin(async { Ok(Ended::Not) })
+    }
     fn unfinished_by_id(
         &self,
         _: hie::message::MessageId,

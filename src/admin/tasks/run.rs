@@ -2,7 +2,13 @@
 
 use super::{MOST, Task, Work, now_ms, too_many};
 use crate::{
-    admin::{delivery::rerun_one, error::ApiError, records::Query, shared::App},
+    admin::{
+        delivery::{nothing_to_discard, rerun_one},
+        error::ApiError,
+        records::Query,
+        shared::App,
+    },
+    engine::{fact::Status, ports::ControlError},
     message::MessageId,
     telemetry::admin::TaskEnded,
 };
@@ -28,6 +34,15 @@ pub(super) fn all(mut query: Query, parked: bool) -> Query {
     query.parked = parked;
     query.to = Some(query.to.unwrap_or(i64::MAX).min(now_ms() + 1));
     Query { offset: 0, limit: BATCH, ..query }
+}
+
+/// What a query finds that may have deliveries waiting or parked, where it does not ask for a status itself.
+pub(super) fn unfinished(mut query: Query) -> Query {
+    if query.status.is_empty() {
+        use Status::{CompletedWithErrors, Failed, Parked, Processing, Unknown};
+        query.status = vec![Processing, Parked, CompletedWithErrors, Failed, Unknown];
+    }
+    all(query, false)
 }
 
 /// All ids first, then the work: the work changes what the query would find next.
@@ -59,6 +74,7 @@ pub(super) async fn run(app: App, task: Arc<Task>, what: What) {
     if !task.cancel.is_cancelled() {
         task.progress().status = "Processing";
     }
+    let found = matches!(what, What::Found(_));
     let ids = match what {
         What::Ids(ids) => ids,
         What::Found(query) => match collect(&app, *query).await {
@@ -80,10 +96,14 @@ pub(super) async fn run(app: App, task: Arc<Task>, what: What) {
             _ = tick.tick() => {}
             () = task.cancel.cancelled() => break,
         }
-        let result = one(&app, &task, id).await;
+        let result = one(&app, &task, id, found).await;
         let mut progress = task.progress();
         let (done, new, error) = match result {
-            Ok(new) => (true, new, None),
+            Ok(Done::Rerun(new)) => (true, Some(new), None),
+            Ok(Done::Deliveries(n)) => {
+                progress.deliveries += u64::from(n);
+                (true, None, None)
+            }
             Err(e) => (false, None, Some(e.text().to_owned())),
         };
         match done {
@@ -103,14 +123,26 @@ pub(super) async fn run(app: App, task: Arc<Task>, what: What) {
     TaskEnded { done: progress.done, failed: progress.failed, cancelled }.emit();
 }
 
-async fn one(app: &App, task: &Task, id: MessageId) -> Result<Option<MessageId>, ApiError> {
+/// What was done with one transaction.
+enum Done {
+    Rerun(MessageId),
+    Deliveries(u32),
+}
+
+/// `found`: by a search, which finds finished ones too.
+async fn one(app: &App, task: &Task, id: MessageId, found: bool) -> Result<Done, ApiError> {
     let start = Instant::now();
     loop {
         let result = match task.work {
-            Work::Rerun => rerun_one(app, id).await.map(Some),
-            Work::Requeue => match app.state.control.requeue(id, None).await {
+            Work::Rerun => rerun_one(app, id).await.map(Done::Rerun),
+            Work::Discard => match app.state.control.discard(id, task.route.as_deref()).await {
+                Err(ControlError::NotFound(_)) if found => Ok(Done::Deliveries(0)),
+                Ok(0) if !found => Err(nothing_to_discard()),
+                result => result.map(Done::Deliveries).map_err(Into::into),
+            },
+            Work::Requeue => match app.state.control.requeue(id, task.route.as_deref()).await {
                 Ok(0) => Err(ApiError::conflict("nothing of it is parked", "")),
-                Ok(_) => Ok(None),
+                Ok(n) => Ok(Done::Deliveries(n)),
                 Err(e) => Err(e.into()),
             },
         };

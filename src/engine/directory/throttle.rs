@@ -59,7 +59,8 @@ impl Throttle {
     }
 }
 
-fn network(ip: IpAddr) -> IpAddr {
+/// The network that counts as one sender: the address itself, of IPv6 its /64.
+pub(in crate::engine) fn network(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64))),
         v4 => v4,
@@ -74,7 +75,6 @@ pub(super) struct Gate {
 
 const WAITING: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(2);
-const LOOK: Duration = Duration::from_millis(2);
 
 impl Gate {
     pub fn new() -> Self {
@@ -88,20 +88,6 @@ impl Gate {
         }
         let _waiting = Waiting::enter(&self.waiting)?;
         tokio::time::timeout(PATIENCE, self.permits.clone().acquire_owned()).await.ok()?.ok()
-    }
-
-    /// For callers that cannot wait asynchronously: their number is that of their threads.
-    pub fn enter_blocking(&self) -> Option<OwnedSemaphorePermit> {
-        let start = Instant::now();
-        loop {
-            if let Ok(permit) = self.permits.clone().try_acquire_owned() {
-                return Some(permit);
-            }
-            if start.elapsed() > PATIENCE {
-                return None;
-            }
-            std::thread::sleep(LOOK);
-        }
     }
 }
 

@@ -45,12 +45,14 @@ fn outcome(refusal: &Refusal) -> Outcome {
         Refusal::Upstream(_) => Outcome::Upstream,
         Refusal::UpstreamTimeout => Outcome::UpstreamTimeout,
         Refusal::Aborted => Outcome::Aborted,
+        Refusal::TooSlow => Outcome::TooSlow,
+        Refusal::Unsendable(_) => Outcome::Unsendable,
     }
 }
 
 /// Asks the engine who this is and applies the listener's `client` (a name for senders who prove none) and
 /// `require_client`.
-fn identify(
+async fn identify(
     intake: &dyn Intake,
     listener: &str,
     peer: Option<SocketAddr>,
@@ -58,7 +60,7 @@ fn identify(
     named: Option<&Arc<str>>,
     required: bool,
 ) -> Result<Arc<str>, Denied> {
-    let client = intake.identify(listener, peer, credentials)?;
+    let client = intake.identify(listener, peer, credentials).settled().await?;
     if &*client != ANONYMOUS {
         return Ok(client);
     }

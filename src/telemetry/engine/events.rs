@@ -64,8 +64,20 @@ impl Refused<'_> {
 }
 
 /// The classes of refusal, as the metric's label names them.
-const CLASSES: [&str; 10] =
-    ["unreadable", "no-channel", "not-allowed", "too-large", "rate", "busy", "store", "upstream", "upstream-timeout", "aborted"];
+const CLASSES: [&str; 12] = [
+    "unreadable",
+    "no-channel",
+    "not-allowed",
+    "too-large",
+    "rate",
+    "busy",
+    "store",
+    "upstream",
+    "upstream-timeout",
+    "aborted",
+    "too-slow",
+    "unsendable",
+];
 
 fn class(refusal: &Refusal) -> usize {
     match refusal {
@@ -79,6 +91,8 @@ fn class(refusal: &Refusal) -> usize {
         Refusal::Upstream(_) => 7,
         Refusal::UpstreamTimeout => 8,
         Refusal::Aborted => 9,
+        Refusal::TooSlow => 10,
+        Refusal::Unsendable(_) => 11,
     }
 }
 

@@ -130,7 +130,17 @@ impl<T> Lanes<T> {
         self.slots.get_mut(place as usize)?.as_mut().map(|slot| &mut slot.value)
     }
 
-    /// Takes a message that was taken ready out of its lanes; its successors move up.
+    /// The first message of these keys that `wanted` holds for. Looks from the oldest on: quick for the oldest, and where
+    /// many are looked for in their order of arrival.
+    pub fn find(&self, keys: &[u64], wanted: impl Fn(&T) -> bool) -> Option<Place> {
+        let holds = |place: Place| self.slots.get(place as usize)?.as_ref().filter(|slot| wanted(&slot.value)).map(|_| place);
+        match keys.first() {
+            Some(key) => self.lanes.get(key)?.iter().find_map(|place| holds(*place)),
+            None => (0..self.slots.len() as Place).find_map(holds),
+        }
+    }
+
+    /// Takes a message out of its lanes, wherever it stands; its successors move up.
     pub fn remove(&mut self, place: Place) -> Option<T> {
         let slot = self.slots.get_mut(place as usize)?.take()?;
         if slot.ready {
@@ -169,7 +179,7 @@ impl<T> Lanes<T> {
         if was_first {
             lane.pop_front();
         } else {
-            // Only the deliberately broken build lets anyone but the first leave.
+            // Given up while it waited (or the deliberately broken build, which lets anyone leave).
             lane.retain(|p| *p != place);
         }
         let next = lane.front().copied();

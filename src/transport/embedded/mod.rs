@@ -5,12 +5,14 @@ mod hot;
 pub mod lanes;
 mod progress;
 mod route;
+mod state;
+mod words;
 
 use crate::engine::{
     deliver::RouteWorker,
     fact::{Fact, RouteState, Seq, What},
     gate::Gate,
-    ports::{Append, Clock, CommitSink, Committed, ControlError, Log, LogError, RouteStatus, Transport, Unfinished},
+    ports::{Append, Clock, CommitSink, Committed, ControlError, Log, LogError, Pauses, RouteStatus, Transport, Unfinished},
     resend::ResendWindow,
 };
 use crate::telemetry::engine::Pending;
@@ -19,11 +21,13 @@ use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use hot::{Hot, HotBudget};
 use progress::{Progress, Tracked};
-use route::{Entry, RouteQueue};
+use route::RouteQueue;
+use state::{Entry, Given};
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard},
 };
+use words::Words;
 
 /// The queues of one channel, the primary route's first.
 type Queues = HashMap<String, Vec<Arc<RouteQueue>>>;
@@ -34,6 +38,8 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     /// Pushes back when too much is pending.
     pub gate: Arc<Gate>,
+    /// Keeps what operators said about routes.
+    pub pauses: Arc<dyn Pauses>,
     /// Told what became durable.
     pub resend: Arc<ResendWindow>,
     /// Where deliveries run.
@@ -50,6 +56,7 @@ pub struct Embedded {
     resend: Arc<ResendWindow>,
     runtime: tokio::runtime::Handle,
     hot: Arc<HotBudget>,
+    words: Words,
     queues: ArcSwap<Queues>,
     /// Makes and replaces queues; deliveries do not take it.
     configuring: Mutex<()>,
@@ -67,6 +74,7 @@ impl Embedded {
             resend: parts.resend,
             runtime: parts.runtime,
             hot: HotBudget::new(parts.hot_bodies),
+            words: Words::new(parts.pauses),
             queues: ArcSwap::default(),
             configuring: Mutex::new(()),
             tracked: Mutex::default(),
@@ -134,7 +142,8 @@ impl Embedded {
         if let Some(queue) = find(&queues, channel, route) {
             return queue;
         }
-        let queue = RouteQueue::new(channel, route, Arc::downgrade(self), self.runtime.clone());
+        let word = self.words.about(channel, route);
+        let queue = RouteQueue::new(channel, route, word, Arc::downgrade(self), self.runtime.clone());
         queues.entry(channel.to_owned()).or_default().push(queue.clone());
         self.queues.store(Arc::new(queues));
         queue
@@ -182,7 +191,10 @@ impl Embedded {
         if progress.park() {
             self.gate.remove(1);
         }
-        self.tracked().track(progress.clone());
+        // Given up in between: nothing to find any more.
+        if progress.left() > 0 {
+            self.tracked().track(progress.clone());
+        }
     }
 
     /// A parked delivery is wanted again.
@@ -192,24 +204,11 @@ impl Embedded {
         }
     }
 
-    fn for_parked(
-        &self,
-        message: &Unfinished,
-        route: Option<&str>,
-        act: impl Fn(&Arc<RouteQueue>, Arc<Progress>) -> bool,
-    ) -> u32 {
-        let id = message.accepted.envelope.id;
-        let Some(progress) = self.tracked().by_id(id) else { return 0 };
-        let queues = self.queues.load_full();
-        let mut count = 0;
-        for name in message.accepted.routes.iter().filter(|name| route.is_none_or(|wanted| wanted == *name)) {
-            if let Some(queue) = find(&queues, &message.accepted.channel, name)
-                && act(&queue, progress.clone())
-            {
-                count += 1;
-            }
-        }
-        count
+    /// The queues of a message's routes, or of one of them.
+    fn queues_of(&self, message: &Unfinished, route: Option<&str>) -> Vec<Arc<RouteQueue>> {
+        let queues = self.queues.load();
+        let names = message.accepted.routes.iter().filter(|name| route.is_none_or(|wanted| wanted == *name));
+        names.filter_map(|name| find(&queues, &message.accepted.channel, name)).collect()
     }
 
     fn note(&self, id: MessageId, home: Seq, what: What) {
@@ -295,6 +294,11 @@ impl Transport for Arc<Embedded> {
                 wanted.insert((channel.clone(), worker.route.name.clone()), worker);
             }
         }
+        let open = |channel: &str, route: &str| {
+            let worker = wanted.get(&(channel.to_owned(), route.to_owned()));
+            worker.is_some_and(|w: &Arc<RouteWorker>| !w.route.paused)
+        };
+        self.words.forget_resumed(open);
         let _configuring = self.configuring.lock().unwrap_or_else(|e| e.into_inner());
         let mut queues = Queues::clone(&self.queues.load());
         for (channel, list) in &mut queues {
@@ -317,6 +321,8 @@ impl Transport for Arc<Embedded> {
         Pending { messages: self.gate.pending() }.emit();
         let now = self.clock.now_ms();
         let mut all: Vec<RouteStatus> = self.queues.load().values().flatten().map(|queue| queue.status(now)).collect();
+        // A route that has gone is of interest as long as it holds something.
+        all.retain(|r| r.configured || r.pending + r.parked + u64::from(r.in_flight) > 0);
         all.sort_by(|a, b| (&a.channel, !a.primary, &a.route).cmp(&(&b.channel, !b.primary, &b.route)));
         all
     }
@@ -324,38 +330,70 @@ impl Transport for Arc<Embedded> {
     fn pause(&self, channel: &str, route: &str, paused: bool) -> Result<(), ControlError> {
         let queue = find(&self.queues.load(), channel, route)
             .ok_or_else(|| ControlError::NotFound(format!("route {route} of channel {channel}")))?;
-        queue.pause(paused);
-        Ok(())
+        // Resumed as configured, its configuration counts again.
+        let word = (paused || queue.is_paused_by_configuration()).then_some(paused);
+        self.words.say(channel, route, word, || queue.pause(paused, word)).map_err(|error| {
+            let now = if paused { "paused" } else { "resumed" };
+            ControlError::Failed(format!("the route is {now}, but that will not outlive a restart: {error}"))
+        })
     }
 
     fn requeue(&self, message: &Unfinished, route: Option<&str>) -> u32 {
-        let id = message.accepted.envelope.id;
-        self.for_parked(message, route, |queue, progress| {
+        let envelope = &message.accepted.envelope;
+        let Some(progress) = self.tracked().by_id(envelope.id) else { return 0 };
+        let mut count = 0;
+        for queue in self.queues_of(message, route) {
             self.unparked(&progress);
-            let taken =
-                queue.requeue(id, &message.accepted.envelope.keys, message.accepted.envelope.received_ms, progress.clone());
-            if taken {
-                self.note(id, message.seq, What::Requeued { route: queue.route.to_string() });
+            if queue.requeue(envelope.id, &envelope.keys, envelope.received_ms, progress.clone()) {
+                self.note(envelope.id, message.seq, What::Requeued { route: queue.route.to_string() });
                 queue.pump();
+                count += 1;
             } else if progress.park() {
                 self.gate.remove(1);
             }
-            taken
-        })
+        }
+        count
     }
 
-    fn discard(&self, message: &Unfinished, route: Option<&str>) -> u32 {
-        let id = message.accepted.envelope.id;
-        self.for_parked(message, route, |queue, progress| {
-            if !queue.discard(id) {
-                return false;
-            }
-            self.note(id, message.seq, What::Discarded { route: queue.route.to_string() });
-            self.unparked(&progress);
+    fn discard(&self, message: &Unfinished, route: Option<&str>) -> Result<u32, ControlError> {
+        let envelope = &message.accepted.envelope;
+        let parked = self.tracked().by_id(envelope.id);
+        let mut count = 0;
+        let mut refused = None;
+        for queue in self.queues_of(message, route) {
+            let (channel, name) = (&queue.channel, &queue.route);
+            let progress = match (queue.discard(envelope.id, &envelope.keys, parked.is_some()), &parked) {
+                (Given::Waiting(progress), _) => progress,
+                (Given::Parked, Some(progress)) => {
+                    self.unparked(progress);
+                    progress.clone()
+                }
+                (Given::InHand, _) => {
+                    refused = Some(format!(
+                        "its delivery on route {name} is in hand now and cannot be discarded: hold the route with \
+                         `hie route pause {channel} {name}`, wait until the attempt has ended, and try again"
+                    ));
+                    continue;
+                }
+                (Given::AtWork, _) => {
+                    refused = Some(format!(
+                        "its delivery waits on route {name}, which is at work: hold the route first with \
+                         `hie route pause {channel} {name}`, or wait until it is delivered or parked"
+                    ));
+                    continue;
+                }
+                // The queue says `Parked` only of what is tracked.
+                (Given::Nothing | Given::Parked, _) => continue,
+            };
+            self.note(envelope.id, message.seq, What::Discarded { route: name.to_string() });
             self.done(&progress);
             queue.pump();
-            true
-        })
+            count += 1;
+        }
+        match (count, refused) {
+            (0, Some(why)) => Err(ControlError::Conflict(why)),
+            (count, _) => Ok(count),
+        }
     }
 
     fn pending(&self) -> u64 {

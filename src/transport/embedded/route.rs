@@ -1,15 +1,14 @@
-//! One route's queue: what waits, what is in hand, what is set aside; and the tasks that work it off.
+//! One route's queue and the tasks that work it off.
 
 use super::{
     Embedded,
-    hot::Hot,
-    lanes::{Lanes, Place},
+    lanes::Place,
     progress::Progress,
+    state::{Entry, Given, Job, State},
 };
 use crate::engine::{
-    backoff,
     deliver::{RouteWorker, Verdict},
-    ports::{RouteStatus, Stored},
+    ports::{PausedBy, RouteStatus, Stored},
 };
 use crate::{
     channel::AfterPark,
@@ -18,34 +17,10 @@ use crate::{
 };
 use futures_util::FutureExt;
 use std::{
-    collections::HashMap,
     panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, Weak},
     time::Duration,
 };
-use tokio::time::Instant;
-
-/// One message on this route.
-pub struct Entry {
-    progress: Arc<Progress>,
-    hot: Option<Arc<Hot>>,
-    received_ms: i64,
-    attempts: u32,
-    /// Set aside while it keeps its place (after_park = "hold").
-    parked: bool,
-}
-
-impl Entry {
-    /// A message just accepted.
-    pub fn new(progress: Arc<Progress>, hot: Option<Arc<Hot>>, received_ms: i64) -> Self {
-        Self { progress, hot, received_ms, attempts: 0, parked: false }
-    }
-
-    /// A message that the log told of at start.
-    pub fn restored(progress: Arc<Progress>, attempts: u32, received_ms: i64) -> Self {
-        Self { progress, hot: None, received_ms, attempts, parked: false }
-    }
-}
 
 /// See the module.
 pub struct RouteQueue {
@@ -58,49 +33,22 @@ pub struct RouteQueue {
     idle: tokio::sync::Notify,
 }
 
-#[derive(Default)]
-struct State {
-    lanes: Lanes<Entry>,
-    /// Set aside: held in its lane (`Some`), or out of the way.
-    parked: HashMap<MessageId, Option<Place>>,
-    worker: Option<Arc<RouteWorker>>,
-    in_flight: u32,
-    paused: bool,
-    /// An operator's word outlives a reload of the configuration.
-    paused_by_operator: Option<bool>,
-    closed: bool,
-    /// No longer among the transport's queues.
-    removed: bool,
-    /// Nothing reaches the receiver: one probe at a time, after this moment.
-    probe_at: Option<Instant>,
-    unreachable_in_row: u32,
-    last_error: String,
-}
-
-/// One message in hand.
-struct Job {
-    place: Place,
-    progress: Arc<Progress>,
-    hot: Option<Arc<Hot>>,
-    attempt: u32,
-    received_ms: i64,
-    worker: Arc<RouteWorker>,
-}
-
-impl Job {
-    fn not_attempted(&self, error: String) -> Verdict {
-        self.worker.not_attempted(self.progress.id, self.progress.seq, self.received_ms, self.attempt, error)
-    }
-}
-
 impl RouteQueue {
-    pub fn new(channel: &str, route: &str, transport: Weak<Embedded>, runtime: tokio::runtime::Handle) -> Arc<Self> {
+    /// `word`: what an operator said about it, see [`State::word`].
+    pub fn new(
+        channel: &str,
+        route: &str,
+        word: Option<bool>,
+        transport: Weak<Embedded>,
+        runtime: tokio::runtime::Handle,
+    ) -> Arc<Self> {
+        let state = State { word, paused: word.unwrap_or(false), ..State::default() };
         Arc::new(Self {
             channel: channel.into(),
             route: route.into(),
             transport,
             runtime,
-            state: Mutex::default(),
+            state: Mutex::new(state),
             idle: tokio::sync::Notify::new(),
         })
     }
@@ -184,6 +132,7 @@ impl RouteQueue {
                     state.last_error = error;
                     if let Some(entry) = state.lanes.get_mut(job.place) {
                         entry.attempts = job.attempt;
+                        entry.in_hand = false;
                     }
                     if unreachable {
                         let wait = state.unreachable(&job.worker);
@@ -191,7 +140,7 @@ impl RouteQueue {
                         self.wake_after(wait);
                     } else {
                         state.reached();
-                        self.retry_after(job.place, after);
+                        self.retry_after(job.place, job.progress.clone(), after);
                     }
                 }
                 Verdict::Parked { error } => {
@@ -204,6 +153,7 @@ impl RouteQueue {
                             entry.hot = None;
                             entry.attempts = job.attempt;
                             entry.parked = true;
+                            entry.in_hand = false;
                         }
                     } else {
                         state.lanes.remove(job.place);
@@ -232,11 +182,17 @@ impl RouteQueue {
         next
     }
 
-    fn retry_after(self: &Arc<Self>, place: Place, after: Duration) {
+    fn retry_after(self: &Arc<Self>, place: Place, progress: Arc<Progress>, after: Duration) {
         let this = self.clone();
         self.runtime.spawn(async move {
             tokio::time::sleep(after).await;
-            this.lock().lanes.ready_last(place);
+            {
+                let mut state = this.lock();
+                // Given up meanwhile, its place may be another message's.
+                if state.lanes.get_mut(place).is_some_and(|entry| Arc::ptr_eq(&entry.progress, &progress)) {
+                    state.lanes.ready_last(place);
+                }
+            }
             this.pump();
         });
     }
@@ -253,7 +209,10 @@ impl RouteQueue {
     pub fn set_worker(&self, worker: Option<Arc<RouteWorker>>) {
         let mut state = self.lock();
         let configured = worker.as_ref().is_some_and(|w| w.route.paused);
-        state.paused = state.paused_by_operator.unwrap_or(configured);
+        if worker.is_some() && !configured && state.word == Some(false) {
+            state.word = None;
+        }
+        state.paused = state.word.unwrap_or(configured);
         state.worker = worker;
     }
 
@@ -264,11 +223,17 @@ impl RouteQueue {
         state.removed
     }
 
-    pub fn pause(self: &Arc<Self>, paused: bool) {
+    /// Does its channel file say so?
+    pub fn is_paused_by_configuration(&self) -> bool {
+        self.lock().worker.as_ref().is_some_and(|w| w.route.paused)
+    }
+
+    /// `word`: what outlives a reload and a restart.
+    pub fn pause(self: &Arc<Self>, paused: bool, word: Option<bool>) {
         {
             let mut state = self.lock();
             state.paused = paused;
-            state.paused_by_operator = Some(paused);
+            state.word = word;
             if !paused {
                 state.reached();
             }
@@ -299,17 +264,9 @@ impl RouteQueue {
         true
     }
 
-    /// Gives a parked message up; false when it is not parked here.
-    pub fn discard(&self, id: MessageId) -> bool {
-        let mut state = self.lock();
-        match state.parked.remove(&id) {
-            None => return false,
-            Some(Some(place)) => {
-                state.lanes.remove(place);
-            }
-            Some(None) => {}
-        }
-        true
+    /// Gives a message up, see [`State::discard`].
+    pub fn discard(&self, id: MessageId, keys: &[u64], tracked: bool) -> Given {
+        self.lock().discard(id, keys, tracked)
     }
 
     /// Takes nothing new from now on.
@@ -337,7 +294,7 @@ impl RouteQueue {
         let held = state.parked.values().filter(|p| p.is_some()).count() as u64;
         let oldest = state.lanes.iter().map(|e| e.received_ms).min();
         let last_error = match &state.worker {
-            None => "no longer configured: bring the channel or route back, or discard what waits".into(),
+            None => "not configured any more: bring the channel or route back, or `hie tx discard` what waits".into(),
             Some(_) => state.last_error.clone(),
         };
         if let Some(worker) = &state.worker {
@@ -349,7 +306,12 @@ impl RouteQueue {
             channel: self.channel.to_string(),
             route: self.route.to_string(),
             primary: state.worker.as_ref().is_some_and(|w| w.route.primary),
+            configured: state.worker.is_some(),
             paused: state.paused,
+            paused_by: state.paused.then_some(match state.word {
+                Some(_) => PausedBy::Operator,
+                None => PausedBy::Configuration,
+            }),
             pending: state.lanes.len() as u64 - held,
             in_flight: state.in_flight,
             parked,
@@ -360,56 +322,5 @@ impl RouteQueue {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
-    }
-}
-
-impl State {
-    fn next(&mut self) -> Option<Job> {
-        if self.paused || self.closed {
-            return None;
-        }
-        let worker = self.worker.clone()?;
-        let limit = match self.probe_at {
-            Some(at) if Instant::now() < at => return None,
-            Some(_) => 1,
-            None => worker.route.in_flight.max(1),
-        };
-        if self.in_flight >= limit {
-            return None;
-        }
-        let place = loop {
-            let place = self.lanes.take_ready()?;
-            // What is set aside keeps its lane but is not worked on.
-            if self.lanes.get_mut(place).is_some_and(|entry| !entry.parked) {
-                break place;
-            }
-        };
-        let entry = self.lanes.get_mut(place)?;
-        let job = Job {
-            place,
-            progress: entry.progress.clone(),
-            hot: entry.hot.clone(),
-            attempt: entry.attempts.saturating_add(1),
-            received_ms: entry.received_ms,
-            worker,
-        };
-        self.in_flight += 1;
-        Some(job)
-    }
-
-    fn reached(&mut self) {
-        self.probe_at = None;
-        self.unreachable_in_row = 0;
-    }
-
-    /// Notes that nothing got through; gives the time until the next probe.
-    fn unreachable(&mut self, worker: &RouteWorker) -> Duration {
-        // Several deliveries in hand that fail together are one failure.
-        if self.in_flight == 0 || self.probe_at.is_none() {
-            self.unreachable_in_row = self.unreachable_in_row.saturating_add(1);
-        }
-        let wait = backoff::wait(&worker.route.retry, self.unreachable_in_row, rand::random());
-        self.probe_at = Some(Instant::now() + wait);
-        wait
     }
 }

@@ -53,7 +53,7 @@ impl Finished {
 /// Accepts the messages of a file. `None` when the drain came before its end.
 pub(super) async fn take(source: &Source<'_>, taken: &Taken) -> Option<Finished> {
     let named = source.config.client.as_deref().map(Arc::from);
-    let client = identify(source.intake, &source.config.name, None, &Credentials::default(), named.as_ref(), false);
+    let client = identify(source.intake, &source.config.name, None, &Credentials::default(), named.as_ref(), false).await;
     let mut work = Work {
         source,
         client: client.as_ref().map_or_else(|_| "".into(), Arc::clone),
@@ -153,6 +153,7 @@ impl Work<'_> {
                 listener: self.listener.clone(),
                 remote: self.remote.clone(),
                 http: None,
+                paced: false,
                 body: match &bytes {
                     Some(bytes) => Incoming::Whole(bytes.clone()),
                     None => body(path, range.clone()).await?,

@@ -1,6 +1,7 @@
 //! A request as the engine takes it: its head without what belongs to this hop only, and its body, whole or flowing.
 
 use crate::{
+    config,
     engine::ports::Incoming,
     gateway::inbound::connections::Connections,
     message::{HttpHead, envelope::HeaderBytes},
@@ -20,7 +21,8 @@ const HEAD: usize = 64 * 1024;
 /// Pieces up to this size are copied out of the connection's buffer: a reference would hold all of the buffer for as
 /// long as the message waits.
 const COPIED: usize = 16 * 1024;
-/// A body that comes more slowly than this on average (bytes per second, after one `body_idle_timeout`) is not waited for.
+/// What is read before a body is handed over may come more slowly than `min_body_rate`, being small, but not on average more
+/// slowly than this (bytes per second, after one `body_idle_timeout`).
 const SLOWEST: u64 = 128;
 
 /// Header fields that belong to one hop (RFC 9110 §7.6.1), apart from those that `Connection` names.
@@ -109,13 +111,14 @@ impl From<Lost> for io::Error {
 }
 
 /// Reads a body up to [`WHOLE`], or hands over its head with the rest still flowing.
-pub(super) async fn body(body: hyper::body::Incoming, idle: Duration, table: Arc<Connections>) -> Result<Incoming, Lost> {
+pub(super) async fn body(body: hyper::body::Incoming, config: &config::Http, table: Arc<Connections>) -> Result<Incoming, Lost> {
     if body.is_end_stream() {
         return Ok(Incoming::Whole(Bytes::new()));
     }
     let announced = body.size_hint().exact().and_then(|n| usize::try_from(n).ok());
     let until = if announced.is_some_and(|n| n > WHOLE) { HEAD } else { WHOLE };
-    let mut flow = Flow { body, idle, started: Instant::now(), received: 0, table };
+    let pace = Pace::new(config);
+    let mut flow = Flow { body, idle: config.body_idle_timeout, started: Instant::now(), received: 0, pace: None, table };
     let Some(first) = flow.next().await? else { return Ok(Incoming::Whole(Bytes::new())) };
     if flow.body.is_end_stream() {
         return Ok(Incoming::Whole(if first.len() <= COPIED { Bytes::copy_from_slice(&first) } else { first }));
@@ -133,6 +136,7 @@ pub(super) async fn body(body: hyper::body::Incoming, idle: Duration, table: Arc
     if flow.body.is_end_stream() {
         return Ok(Incoming::Whole(head.freeze()));
     }
+    flow.pace = Some(pace);
     let rest = stream::unfold(Some(flow), |flow| async {
         let mut flow = flow?;
         match flow.next().await {
@@ -150,16 +154,34 @@ struct Flow {
     idle: Duration,
     started: Instant,
     received: u64,
+    /// Kept once the body is handed over and holds one of the places for large messages.
+    pace: Option<Pace>,
     table: Arc<Connections>,
 }
 
 impl Flow {
     async fn next(&mut self) -> Result<Option<Bytes>, Lost> {
+        let mut silent = Duration::ZERO;
         loop {
-            let allowed = self.idle + Duration::from_secs(self.received / SLOWEST);
-            let left = allowed.saturating_sub(self.started.elapsed()).min(self.idle);
-            match timeout(left, self.body.frame()).await {
+            let left = match &self.pace {
+                Some(pace) => pace.left(),
+                None => {
+                    let allowed = self.idle + Duration::from_secs(self.received / SLOWEST);
+                    allowed.saturating_sub(self.started.elapsed())
+                }
+            };
+            let waiting = Instant::now();
+            let frame = timeout(left.min(self.idle.saturating_sub(silent)), self.body.frame()).await;
+            let waited = waiting.elapsed();
+            let came = match &frame {
+                Ok(Some(Ok(frame))) => frame.data_ref().map_or(0, |data| data.len() as u64),
+                _ => 0,
+            };
+            let kept = self.pace.as_mut().is_some_and(|pace| pace.went_on(waited, came));
+            match frame {
+                Err(_) if kept && silent + waited < self.idle => silent += waited,
                 Err(_) => return Err(Lost::Late),
+                Ok(_) if self.pace.is_some() && !kept && !self.body.is_end_stream() => return Err(Lost::Late),
                 Ok(None) => return Ok(None),
                 Ok(Some(Err(_))) => return Err(Lost::Broken),
                 Ok(Some(Ok(frame))) => {
@@ -175,9 +197,61 @@ impl Flow {
     }
 }
 
+/// Whether a body keeps to `min_body_rate`, one window after the other. Only time spent waiting for the sender counts:
+/// while the node itself is slow to take what came, the sender is not to blame.
+struct Pace {
+    /// Bytes that one window must bring.
+    wanted: u64,
+    window: Duration,
+    waited: Duration,
+    came: u64,
+}
+
+impl Pace {
+    fn new(config: &config::Http) -> Self {
+        let window = config.body_rate_window;
+        let wanted = u128::from(config.min_body_rate.as_u64()) * window.as_millis() / 1000;
+        Self { wanted: u64::try_from(wanted).unwrap_or(u64::MAX), window, waited: Duration::ZERO, came: 0 }
+    }
+
+    /// Until the window's end.
+    fn left(&self) -> Duration {
+        self.window.saturating_sub(self.waited)
+    }
+
+    /// Notes what the latest wait has brought; false when a window has ended with too little.
+    fn went_on(&mut self, waited: Duration, came: u64) -> bool {
+        self.waited += waited;
+        self.came = self.came.saturating_add(came);
+        if self.waited < self.window {
+            return true;
+        }
+        let enough = self.came >= self.wanted;
+        (self.waited, self.came) = (Duration::ZERO, 0);
+        enough
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_window_of_waiting_must_bring_its_bytes() {
+        let config = config::Http {
+            min_body_rate: bytesize::ByteSize::b(100),
+            body_rate_window: Duration::from_secs(2),
+            ..config::Http::default()
+        };
+        let mut pace = Pace::new(&config);
+        assert!(pace.went_on(Duration::ZERO, 1_000_000), "what comes at once is not measured");
+        assert!(pace.went_on(Duration::from_secs(2), 0), "the first window had enough");
+        assert!(pace.went_on(Duration::from_secs(1), 199));
+        assert_eq!(pace.left(), Duration::from_secs(1));
+        assert!(!pace.went_on(Duration::from_secs(1), 0), "an earlier window does not pay for a later one");
+        let free = config::Http { min_body_rate: bytesize::ByteSize::b(0), ..config };
+        assert!(Pace::new(&free).went_on(Duration::from_secs(60), 0), "0: no limit");
+    }
 
     fn parts(request: http::request::Builder) -> Parts {
         request.body(()).unwrap().into_parts().0

@@ -14,6 +14,8 @@ use std::time::Duration;
 
 const TRANSACTION: HeaderName = HeaderName::from_static("x-hie-transaction-id");
 const OPENHIM_TRANSACTION: HeaderName = HeaderName::from_static("x-openhim-transactionid");
+const RESEND: HeaderName = HeaderName::from_static("x-hie-resend");
+const TRUE: HeaderValue = HeaderValue::from_static("true");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const BASIC: HeaderValue = HeaderValue::from_static("Basic realm=\"hie\"");
 
@@ -42,11 +44,14 @@ pub(super) fn accepted(id: MessageId, resend: bool) -> Response<OutBody> {
     let resent = if resend { ",\"resend\":true" } else { "" };
     let mut response = json(StatusCode::ACCEPTED, format!("{{\"id\":\"{id}\",\"status\":\"Processing\"{resent}}}"));
     set_id(response.headers_mut(), id);
+    if resend {
+        response.headers_mut().insert(RESEND, TRUE);
+    }
     response
 }
 
-/// Proxy mode: the upstream's response, without what belongs to its hop.
-pub(super) fn relayed(id: MessageId, upstream: Upstream, method: &Method) -> Response<OutBody> {
+/// Proxy mode: the upstream's response, without what belongs to its hop. `resend`: the stored one, to a repetition.
+pub(super) fn relayed(id: MessageId, upstream: Upstream, resend: bool, method: &Method) -> Response<OutBody> {
     let status = match StatusCode::from_u16(upstream.status) {
         Ok(status) if !status.is_informational() => status,
         _ => return refused(Some(id), &Refusal::Upstream("its response has no usable status".into()), false),
@@ -58,7 +63,7 @@ pub(super) fn relayed(id: MessageId, upstream: Upstream, method: &Method) -> Res
         Response::new(if bodiless { OutBody::whole(Bytes::new()) } else { OutBody::stream(upstream.body, upstream.len) });
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.reserve(upstream.headers.len() + 2);
+    headers.reserve(upstream.headers.len() + 3);
     for (name, value) in upstream.headers {
         let (Ok(name), Ok(value)) =
             (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_maybe_shared(Bytes::from(value.0)))
@@ -71,13 +76,16 @@ pub(super) fn relayed(id: MessageId, upstream: Upstream, method: &Method) -> Res
         }
     }
     set_id(headers, id);
+    if resend {
+        headers.insert(RESEND, TRUE);
+    }
     response
 }
 
 /// Not accepted: status, `Retry-After` where trying again helps, and the reason as JSON.
 pub(super) fn refused(id: Option<MessageId>, refusal: &Refusal, anonymous: bool) -> Response<OutBody> {
     let (status, retry) = match refusal {
-        Refusal::Unreadable(_) => (StatusCode::BAD_REQUEST, None),
+        Refusal::Unreadable(_) | Refusal::Unsendable(_) => (StatusCode::BAD_REQUEST, None),
         Refusal::NoChannel => (StatusCode::NOT_FOUND, None),
         Refusal::NotAllowed if anonymous => (StatusCode::UNAUTHORIZED, None),
         Refusal::NotAllowed => (StatusCode::FORBIDDEN, None),
@@ -87,7 +95,7 @@ pub(super) fn refused(id: Option<MessageId>, refusal: &Refusal, anonymous: bool)
         Refusal::Store => (StatusCode::SERVICE_UNAVAILABLE, Some(STORE_RETRY)),
         Refusal::Upstream(_) => (StatusCode::BAD_GATEWAY, None),
         Refusal::UpstreamTimeout => (StatusCode::GATEWAY_TIMEOUT, None),
-        Refusal::Aborted => (StatusCode::REQUEST_TIMEOUT, None),
+        Refusal::Aborted | Refusal::TooSlow => (StatusCode::REQUEST_TIMEOUT, None),
     };
     let mut response = error(status, &refusal.to_string(), id);
     if let Some(retry) = retry {

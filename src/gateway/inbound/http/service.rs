@@ -10,7 +10,7 @@ use crate::{
     engine::ports::{Answer, Arrival, Credentials, Denied, Refusal},
     gateway::inbound::{ANONYMOUS, identify, outcome},
     message::Protocol,
-    telemetry::inbound::Outcome,
+    telemetry::inbound::{Cut, Outcome},
 };
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body::Body as _;
@@ -49,10 +49,14 @@ async fn answer(request: Request<Incoming>, context: &Context) -> Response<OutBo
         Credentials { authorization: request::authorization(&parts.headers), certificate: context.certificate.clone() };
     let identified =
         identify(&*instance.intake, &server.listener, Some(context.peer), &credentials, None, server.config.require_client);
-    let client = match identified {
+    let client = match identified.await {
         Ok(client) => client,
         Err(denied) => {
-            meters.answered(if denied == Denied::Address { Outcome::NotAllowed } else { Outcome::Unauthenticated });
+            meters.answered(match denied {
+                Denied::Address => Outcome::NotAllowed,
+                Denied::Busy => Outcome::Busy,
+                Denied::Unauthenticated | Denied::BadCredentials => Outcome::Unauthenticated,
+            });
             return respond::denied(&denied);
         }
     };
@@ -61,11 +65,11 @@ async fn answer(request: Request<Incoming>, context: &Context) -> Response<OutBo
         return respond::refused(None, &Refusal::TooLarge { limit: server.max_body }, false);
     }
     let head = request::head(&parts);
-    let body = match request::body(body, server.config.body_idle_timeout, server.connections.clone()).await {
+    let body = match request::body(body, &server.config, server.connections.clone()).await {
         Ok(body) => body,
         Err(lost) => {
-            meters.answered(Outcome::Aborted);
-            return lost_body(lost);
+            meters.answered(if lost == Lost::Late { Outcome::TooSlow } else { Outcome::Aborted });
+            return lost_body(lost, context);
         }
     };
     let anonymous = &*client == ANONYMOUS;
@@ -75,6 +79,7 @@ async fn answer(request: Request<Incoming>, context: &Context) -> Response<OutBo
         listener: server.listener.clone(),
         remote: context.remote.clone(),
         http: Some(head),
+        paced: false,
         body,
     };
     match instance.intake.accept(arrival).await {
@@ -82,24 +87,42 @@ async fn answer(request: Request<Incoming>, context: &Context) -> Response<OutBo
             meters.answered(if resend { Outcome::Resend } else { Outcome::Accepted });
             respond::accepted(id, resend)
         }
-        Answer::Response { id, response } => {
-            meters.answered(Outcome::Response);
-            respond::relayed(id, response, &parts.method)
+        Answer::Response { id, response, resend } => {
+            meters.answered(if resend { Outcome::Resend } else { Outcome::Response });
+            respond::relayed(id, response, resend, &parts.method)
         }
         Answer::Refused { id, refusal } => {
             meters.answered(outcome(&refusal));
-            respond::refused(id, &refusal, anonymous)
+            let mut response = respond::refused(id, &refusal, anonymous);
+            if refusal == Refusal::TooSlow {
+                cut_slow(&mut response, context);
+            }
+            response
         }
     }
 }
 
 const ALLOW: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
 
-fn lost_body(lost: Lost) -> Response<OutBody> {
-    let mut response = match lost {
-        Lost::Late => respond::error(StatusCode::REQUEST_TIMEOUT, "request body not sent in time", None),
-        Lost::Broken => respond::error(StatusCode::BAD_REQUEST, "request body broken off or not framed as HTTP says", None),
-    };
+fn lost_body(lost: Lost, context: &Context) -> Response<OutBody> {
+    match lost {
+        Lost::Late => {
+            let mut response = respond::error(StatusCode::REQUEST_TIMEOUT, "request body not sent in time", None);
+            cut_slow(&mut response, context);
+            response
+        }
+        Lost::Broken => {
+            let why = "request body broken off or not framed as HTTP says";
+            let mut response = respond::error(StatusCode::BAD_REQUEST, why, None);
+            response.headers_mut().insert(header::CONNECTION, CLOSE);
+            response
+        }
+    }
+}
+
+/// The rest of the body is not waited for: the connection (HTTP/2: the stream) ends with the response.
+fn cut_slow(response: &mut Response<OutBody>, context: &Context) {
+    let why = "a body came more slowly than http.min_body_rate, or stood still for http.body_idle_timeout";
+    context.instance.server.cut(context.peer, Cut::SlowBody, why);
     response.headers_mut().insert(header::CONNECTION, CLOSE);
-    response
 }

@@ -73,7 +73,9 @@ fn code(refusal: &Refusal, readable: bool) -> AckCode {
         | Refusal::Store
         | Refusal::Upstream(_)
         | Refusal::UpstreamTimeout
-        | Refusal::Aborted => AckCode::AE,
+        | Refusal::Aborted
+        | Refusal::Unsendable(_)
+        | Refusal::TooSlow => AckCode::AE,
     }
 }
 

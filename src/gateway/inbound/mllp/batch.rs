@@ -3,9 +3,13 @@
 use super::{
     answer::control_id,
     connection::MAX_IN_FLIGHT,
+    pace::Pace,
     slot::{Finished, Message, Reply, Source},
 };
-use crate::message::hl7::{Header, HeaderKind, batch};
+use crate::{
+    engine::ports::Refusal,
+    message::hl7::{Header, HeaderKind, batch},
+};
 use bytes::Bytes;
 use std::{
     collections::VecDeque,
@@ -68,7 +72,7 @@ impl<'a> Batch<'a> {
         self.ranges.len() > 0
     }
 
-    pub fn poll(&mut self, source: &Source<'a>, cx: &mut Context<'_>) -> Poll<Finished> {
+    pub fn poll(&mut self, source: &Source<'a>, pace: &mut Pace, cx: &mut Context<'_>) -> Poll<Finished> {
         loop {
             for slot in &mut self.in_flight {
                 if let InFlight::Message(message) = slot
@@ -82,12 +86,22 @@ impl<'a> Batch<'a> {
                 self.replies.extend(reply.take());
                 self.in_flight.pop_front();
             }
-            let mut started = false;
-            while self.in_flight.len() < MAX_IN_FLIGHT
-                && let Some(range) = self.ranges.next()
-            {
+            let (mut started, mut waits) = (false, false);
+            while self.in_flight.len() < MAX_IN_FLIGHT && self.has_more() {
+                let turn = match pace.poll(source, cx) {
+                    Poll::Ready(turn) => turn,
+                    Poll::Pending => {
+                        waits = true;
+                        break;
+                    }
+                };
+                let Some(range) = self.ranges.next() else { break };
+                let bytes = self.frame.slice(range);
                 // Polled at once, in order: see `Connection`.
-                let mut message = Message::start(source, self.frame.slice(range));
+                let mut message = match turn {
+                    Ok(()) => Message::start(source, bytes),
+                    Err(retry_after) => Message::refuse(source, bytes, Refusal::RateLimited { retry_after }),
+                };
                 self.in_flight.push_back(match message.poll(source, cx) {
                     Poll::Ready(finished) => {
                         self.slow_down = self.slow_down.max(finished.slow_down);
@@ -98,9 +112,11 @@ impl<'a> Batch<'a> {
                 started = true;
             }
             match (self.in_flight.is_empty(), started) {
-                (true, _) => return Poll::Ready(Finished { reply: self.response(), slow_down: self.slow_down }),
+                (true, _) if !self.has_more() => {
+                    return Poll::Ready(Finished { reply: self.response(), slow_down: self.slow_down });
+                }
                 // Those that were ready at once make room for more.
-                (false, true) if self.has_more() || matches!(self.in_flight[0], InFlight::Done(_)) => {}
+                (false, true) if (self.has_more() && !waits) || matches!(self.in_flight[0], InFlight::Done(_)) => {}
                 _ => return Poll::Pending,
             }
         }

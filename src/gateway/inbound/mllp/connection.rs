@@ -6,14 +6,15 @@
 
 use super::{
     LARGE, MAX_GARBAGE, MllpServer, Socket,
-    answer::{Verdict, acknowledge},
     batch::{self, Batch, Taken},
     clock::{CR_WITHIN, Clock},
+    large::Place,
+    pace::{PATIENCE, Pace},
     slot::{Message, Slot, Source},
 };
 use crate::{
     engine::ports::{Intake, Refusal},
-    gateway::inbound::{LINGER, drain::Draining},
+    gateway::inbound::{ANONYMOUS, LINGER, drain::Draining},
     message::mllp::{self, Decoder, Event},
     telemetry::inbound::{Cut, Outcome},
 };
@@ -27,14 +28,12 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    sync::OwnedSemaphorePermit,
     time::{Instant, timeout},
 };
-use tokio_util::{io::poll_read_buf, sync::PollSemaphore};
+use tokio_util::io::poll_read_buf;
 
 /// Frames of one connection with the engine at the same time.
 pub(super) const MAX_IN_FLIGHT: usize = 32;
@@ -44,8 +43,6 @@ const READ: usize = 8 * 1024;
 const READ_LARGE: usize = 64 * 1024;
 /// Frames up to this size are copied out of the read buffer, which then is never held, moved or allocated again.
 const COPIED: usize = 16 * 1024;
-/// A sender over its rate is not read from for as long as it should wait, at most this long.
-const SLOWEST: Duration = Duration::from_secs(5);
 
 pub(super) struct Connection<'a, S> {
     server: &'a MllpServer,
@@ -57,12 +54,14 @@ pub(super) struct Connection<'a, S> {
     /// Replies, framed, to be written.
     write: BytesMut,
     slots: VecDeque<Slot<'a>>,
+    /// A frame that waits for its turn: the client is at its rate.
+    next: Option<Bytes>,
+    pace: Pace,
     clock: Clock,
     /// Bytes outside frames since the last frame.
     garbage: u64,
     /// Held while a large frame is being received or is in hand.
-    large: Option<OwnedSemaphorePermit>,
-    large_queue: PollSemaphore,
+    large: Place,
     /// Resolves when the node takes messages again.
     reopened: Option<BoxFuture<'a, ()>>,
     slowed_until: Option<Instant>,
@@ -93,9 +92,11 @@ enum Step {
 }
 
 impl<'a, S: Socket> Connection<'a, S> {
-    pub fn new(server: &'a MllpServer, intake: &'a dyn Intake, io: S, client: Arc<str>, peer: SocketAddr) -> Self {
+    /// `proved`: the client has shown a certificate, so that it is known by more than its address.
+    pub fn new(server: &'a MllpServer, intake: &'a dyn Intake, io: S, client: Arc<str>, proved: bool, peer: SocketAddr) -> Self {
         let max_frame = usize::try_from(server.config.max_frame.as_u64()).unwrap_or(usize::MAX);
         Self {
+            large: Place::new(&client, proved && &*client != ANONYMOUS, peer.ip()),
             source: Source {
                 intake,
                 meters: server.connections.meters(),
@@ -110,10 +111,10 @@ impl<'a, S: Socket> Connection<'a, S> {
             read: BytesMut::with_capacity(READ),
             write: BytesMut::new(),
             slots: VecDeque::new(),
+            next: None,
+            pace: Pace::default(),
             clock: Clock::new(),
             garbage: 0,
-            large: None,
-            large_queue: PollSemaphore::new(server.large.clone()),
             reopened: None,
             slowed_until: None,
             ended: false,
@@ -160,7 +161,7 @@ impl<'a, S: Socket> Connection<'a, S> {
     /// Moves everything on as far as it goes without waiting.
     fn step(&mut self, draining: &Draining, cx: &mut Context<'_>) -> Poll<Step> {
         if self.draining == Drain::No && draining.begun() {
-            let idle = self.slots.is_empty();
+            let idle = self.is_idle();
             self.draining = if idle { Drain::FrameUntil(Instant::now() + LINGER) } else { Drain::Last };
         }
         loop {
@@ -169,13 +170,13 @@ impl<'a, S: Socket> Connection<'a, S> {
                 Ok(blocked) => blocked,
                 Err(step) => return Poll::Ready(step),
             };
-            if self.draining == Drain::Last && self.slots.is_empty() {
+            if self.draining == Drain::Last && self.is_idle() {
                 return Poll::Ready(Step::Finish);
             }
             if !self.write.is_empty() {
                 return Poll::Ready(Step::Write);
             }
-            if self.ended && self.slots.is_empty() {
+            if self.ended && self.is_idle() {
                 return Poll::Ready(Step::Ended);
             }
             if matches!(self.slots.front(), Some(Slot::Done(_))) {
@@ -207,8 +208,8 @@ impl<'a, S: Socket> Connection<'a, S> {
     /// Takes what the engine has answered, in order, into the write buffer.
     fn collect(&mut self, cx: &mut Context<'_>) {
         for slot in &mut self.slots {
-            if let Some(wait) = slot.poll(&self.source, cx) {
-                self.slowed_until = Some(Instant::now() + wait.min(SLOWEST));
+            if let Some(wait) = slot.poll(&self.source, &mut self.pace, cx) {
+                self.slowed_until = Some(Instant::now() + wait.min(PATIENCE));
             }
         }
         while let Some(Slot::Done(reply)) = self.slots.front_mut() {
@@ -217,16 +218,31 @@ impl<'a, S: Socket> Connection<'a, S> {
             }
             self.slots.pop_front();
         }
-        if self.large.is_some() && !self.is_large() {
-            self.large = None;
+        if self.large.is_held() && !self.is_large() {
+            self.large.release();
         }
     }
 
     /// Hands frames to the engine as long as there are some and room for them. True when no more may come now.
     fn start(&mut self, cx: &mut Context<'_>) -> Result<bool, Step> {
         loop {
-            if self.draining == Drain::Last || !self.has_room() || !self.may_take(cx) {
+            let last = self.draining == Drain::Last && self.next.is_none();
+            if last || !self.has_room() || !self.may_take(cx) {
                 return Ok(true);
+            }
+            if let Some(frame) = self.next.take() {
+                let slot = match self.frame(frame, cx) {
+                    Ok(slot) => slot,
+                    Err(frame) => {
+                        self.next = Some(frame);
+                        return Ok(true);
+                    }
+                };
+                self.slots.push_back(slot);
+                if let Drain::FrameUntil(_) = self.draining {
+                    self.draining = Drain::Last;
+                }
+                continue;
             }
             let mut event = self.decoder.decode(&mut self.read);
             if event.is_none() && (self.ended || self.clock.cr_is_late(self.decoder.awaits_cr(&self.read))) {
@@ -237,17 +253,24 @@ impl<'a, S: Socket> Connection<'a, S> {
                 return Ok(!self.may_be_large(cx));
             };
             self.clock.in_frame(false);
-            let slot = match event {
-                Event::Frame(frame) => self.frame(frame, cx),
+            match event {
+                Event::Frame(frame) => {
+                    self.garbage = 0;
+                    self.next = Some(self.own(frame));
+                }
                 Event::TooLarge { head, .. } => {
+                    self.garbage = 0;
                     self.shrink();
                     let limit = self.server.config.max_frame.as_u64();
-                    self.refuse(&head, &Refusal::TooLarge { limit }, Outcome::TooLarge)
+                    let slot = self.refuse(head, Refusal::TooLarge { limit }, cx);
+                    self.slots.push_back(slot);
+                    if let Drain::FrameUntil(_) = self.draining {
+                        self.draining = Drain::Last;
+                    }
                 }
                 Event::Truncated { .. } => {
                     self.shrink();
                     self.source.meters.answered(Outcome::Aborted);
-                    continue;
                 }
                 Event::Garbage { bytes } => {
                     self.garbage += bytes as u64;
@@ -255,43 +278,59 @@ impl<'a, S: Socket> Connection<'a, S> {
                     if self.garbage > MAX_GARBAGE {
                         return Err(Step::Cut(Cut::Garbage, "too much outside frames: is this an MLLP sender?"));
                     }
-                    continue;
                 }
-            };
-            self.garbage = 0;
-            self.slots.push_back(slot);
-            if let Drain::FrameUntil(_) = self.draining {
-                self.draining = Drain::Last;
             }
         }
     }
 
-    /// Calls the engine for a frame, or for the messages of a batch.
-    fn frame(&mut self, frame: Bytes, cx: &mut Context<'_>) -> Slot<'a> {
-        let frame = if frame.len() <= COPIED {
-            Bytes::copy_from_slice(&frame)
-        } else {
-            self.shrink();
-            frame
-        };
-        let mut slot = match Batch::take(&frame) {
-            Taken::NoBatch => Slot::One(Message::start(&self.source, frame)),
+    /// A frame apart from the read buffer.
+    fn own(&mut self, frame: Bytes) -> Bytes {
+        if frame.len() <= COPIED {
+            return Bytes::copy_from_slice(&frame);
+        }
+        self.shrink();
+        frame
+    }
+
+    /// Calls the engine for a frame, or for the messages of a batch. The frame comes back when it has to wait for its turn.
+    fn frame(&mut self, frame: Bytes, cx: &mut Context<'_>) -> Result<Slot<'a>, Bytes> {
+        let slot = match Batch::take(&frame) {
+            Taken::NoBatch => match self.pace.poll(&self.source, cx) {
+                Poll::Ready(Ok(())) => Slot::One(Message::start(&self.source, frame)),
+                Poll::Ready(Err(retry_after)) => return Ok(self.refuse(frame, Refusal::RateLimited { retry_after }, cx)),
+                Poll::Pending => return Err(frame),
+            },
             Taken::Batch(batch) => Slot::Batch(batch),
             Taken::TooMany => {
                 let why = format!("the batch holds more than {} messages; send it in parts", batch::MAX_MESSAGES);
-                return self.refuse(&frame, &Refusal::Unreadable(why), Outcome::Unreadable);
+                return Ok(self.refuse(frame, Refusal::Unreadable(why), cx));
             }
         };
-        if let Some(wait) = slot.poll(&self.source, cx) {
-            self.slowed_until = Some(Instant::now() + wait.min(SLOWEST));
+        Ok(self.polled(slot, cx))
+    }
+
+    /// Refused here: the engine records it.
+    fn refuse(&mut self, head: Bytes, refusal: Refusal, cx: &mut Context<'_>) -> Slot<'a> {
+        let slot = Slot::One(Message::refuse(&self.source, head, refusal));
+        self.polled(slot, cx)
+    }
+
+    /// Polled before the next one is made.
+    fn polled(&mut self, mut slot: Slot<'a>, cx: &mut Context<'_>) -> Slot<'a> {
+        if let Some(wait) = slot.poll(&self.source, &mut self.pace, cx) {
+            self.slowed_until = Some(Instant::now() + wait.min(PATIENCE));
         }
         slot
     }
 
-    /// Refused here, without the engine.
-    fn refuse(&self, head: &[u8], refusal: &Refusal, outcome: Outcome) -> Slot<'a> {
-        self.source.meters.answered(outcome);
-        Slot::Done(acknowledge(head, None, &Verdict::Refused(refusal)))
+    /// Nothing is in hand.
+    fn is_idle(&self) -> bool {
+        self.slots.is_empty() && self.next.is_none()
+    }
+
+    /// Bytes of the messages in hand.
+    fn held(&self) -> usize {
+        self.slots.iter().map(Slot::len).sum::<usize>() + self.next.as_ref().map_or(0, Bytes::len)
     }
 
     /// Lets the allocation of a large frame go: the rest of the buffer must not hold it.
@@ -302,8 +341,9 @@ impl<'a, S: Socket> Connection<'a, S> {
     }
 
     fn has_room(&self) -> bool {
-        let held: usize = self.slots.iter().map(Slot::len).sum();
-        self.slots.len() < MAX_IN_FLIGHT && held <= LARGE && !self.slots.back().is_some_and(Slot::holds_back)
+        self.slots.len() < MAX_IN_FLIGHT
+            && self.slots.iter().map(Slot::len).sum::<usize>() <= LARGE
+            && !self.slots.back().is_some_and(Slot::holds_back)
     }
 
     /// Does the node take messages, and is the sender within its rate?
@@ -327,23 +367,16 @@ impl<'a, S: Socket> Connection<'a, S> {
     }
 
     fn is_large(&self) -> bool {
-        (self.decoder.in_frame() && self.read.len() > LARGE) || self.slots.iter().map(Slot::len).sum::<usize>() > LARGE
+        (self.decoder.in_frame() && self.read.len() > LARGE) || self.held() > LARGE
     }
 
     /// May a frame that is growing large go on growing?
     fn may_be_large(&mut self, cx: &mut Context<'_>) -> bool {
         // Waiting in the queue goes on until there is a permit: one granted to a connection that no longer asks would be lost.
-        if self.large.is_some() || !(self.decoder.in_frame() && self.read.len() > LARGE) {
+        if self.large.is_held() || !(self.decoder.in_frame() && self.read.len() > LARGE) {
             return true;
         }
-        match self.large_queue.poll_acquire(cx) {
-            Poll::Ready(permit) => {
-                // `None` only for a closed semaphore, which this one never is.
-                self.large = permit;
-                true
-            }
-            Poll::Pending => false,
-        }
+        self.large.poll(&self.server.large, cx).is_ready()
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
@@ -372,7 +405,7 @@ impl<'a, S: Socket> Connection<'a, S> {
         let config = &self.server.config;
         let awaits_cr = reading && self.decoder.awaits_cr(&self.read);
         let frame = self.clock.frame.filter(|_| reading).map(|begun| begun + config.frame_timeout);
-        let idle = (reading && !config.idle_timeout.is_zero() && self.slots.is_empty() && frame.is_none())
+        let idle = (reading && !config.idle_timeout.is_zero() && self.is_idle() && frame.is_none())
             .then(|| self.clock.last + config.idle_timeout);
         let cr = awaits_cr.then(|| self.clock.last + CR_WITHIN);
         let drain = match self.draining {

@@ -23,14 +23,18 @@
 //! # Limits
 //!
 //! MLLP has no way to refuse before a message came: connections over `max_connections` are accepted and closed at once, so
-//! that the sender sees a plain end and can go to another node, and counted. A frame over `max_frame` is refused with `AR` and skipped; the
-//! connection goes on. More than [`MAX_GARBAGE`] bytes outside frames end the connection. While the node pushes back,
-//! nothing is read, and TCP tells the sender.
+//! that the sender sees a plain end and can go to another node, and counted. A frame over `max_frame` is refused with `AR`, recorded and skipped; the
+//! connection goes on. Frames over 256 KiB are received a few at a time, at most half of them from one sender, and each within
+//! `frame_timeout`. More than [`MAX_GARBAGE`] bytes outside frames end the connection. While the node pushes back,
+//! nothing is read, and TCP tells the sender. So it is while a message waits for its turn because its client is over its rate; one
+//! that would wait longer than 5 s is refused with `AE`.
 
 mod answer;
 mod batch;
 mod clock;
 mod connection;
+mod large;
+mod pace;
 mod slot;
 
 use super::{
@@ -49,7 +53,6 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
     time::timeout,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
@@ -60,7 +63,7 @@ pub const MAX_GARBAGE: u64 = 1024 * 1024;
 
 /// Frames over this size, in bytes, are received a few at a time.
 const LARGE: usize = 256 * 1024;
-/// How many of them: bounds memory to this times `max_frame`.
+/// How many of them: bounds memory to this times `max_frame`. One sender may have half of them.
 const LARGE_AT_ONCE: usize = 4;
 /// For a TLS handshake.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
@@ -72,7 +75,7 @@ pub struct MllpServer {
     client: Option<Arc<str>>,
     tls: Option<TlsAcceptor>,
     connections: Arc<Connections>,
-    large: Arc<Semaphore>,
+    large: large::Large,
 }
 
 impl MllpServer {
@@ -85,7 +88,7 @@ impl MllpServer {
             listener,
             tls,
             config,
-            large: Arc::new(Semaphore::new(LARGE_AT_ONCE)),
+            large: large::Large::default(),
         })
     }
 
@@ -161,11 +164,12 @@ async fn converse(
     peer: SocketAddr,
     certificate: Option<Bytes>,
 ) {
+    let proved = certificate.is_some();
     let credentials = Credentials { authorization: None, certificate };
     let identified =
         identify(intake, &server.listener, Some(peer), &credentials, server.client.as_ref(), server.config.require_client);
-    match identified {
-        Ok(client) => connection::Connection::new(server, intake, stream, client, peer).run(draining).await,
+    match identified.await {
+        Ok(client) => connection::Connection::new(server, intake, stream, client, proved, peer).run(draining).await,
         // Without a message there is nothing to answer, so the connection is ended; the reason is in the log.
         Err(denied) => server.cut(peer, Cut::Denied, &denied.to_string()),
     }

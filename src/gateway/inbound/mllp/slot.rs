@@ -3,6 +3,7 @@
 use super::{
     answer::{Verdict, acknowledge, relayable},
     batch::Batch,
+    pace::Pace,
 };
 use crate::{
     engine::ports::{Answer, Arrival, BodyStream, Incoming, Intake, Refusal},
@@ -42,7 +43,7 @@ enum State<'a> {
     /// With the engine.
     Accepting(BoxFuture<'a, Answer>),
     /// The upstream's response is being read.
-    Relaying { id: MessageId, status: u16, body: BodyStream, read: BytesMut },
+    Relaying { id: MessageId, status: u16, resend: bool, body: BodyStream, read: BytesMut },
 }
 
 /// A message's reply, and how long the sender is to be slowed down.
@@ -55,13 +56,23 @@ impl<'a> Message<'a> {
     /// Calls the engine; the future is polled with [`Message::poll`].
     pub fn start(source: &Source<'a>, bytes: Bytes) -> Self {
         source.meters.received(bytes.len() as u64);
+        Self::hand_over(source, bytes.clone(), Incoming::Whole(bytes))
+    }
+
+    /// Refused here: the engine only records it. `head`: what is at hand of the message.
+    pub fn refuse(source: &Source<'a>, head: Bytes, refusal: Refusal) -> Self {
+        Self::hand_over(source, head.clone(), Incoming::Refused { head, refusal })
+    }
+
+    fn hand_over(source: &Source<'a>, bytes: Bytes, body: Incoming) -> Self {
         let arrival = Arrival {
             client: source.client.clone(),
             protocol: Protocol::Mllp,
             listener: source.listener.clone(),
             remote: source.remote.clone(),
             http: None,
-            body: Incoming::Whole(bytes.clone()),
+            paced: true,
+            body,
         };
         Self { bytes, state: State::Accepting(source.intake.accept(arrival)) }
     }
@@ -79,12 +90,12 @@ impl<'a> Message<'a> {
                         return self.told(Some(id), &Verdict::Accepted);
                     }
                     Answer::Refused { id, refusal } => return self.refused(source, id, &refusal),
-                    Answer::Response { id, response } => {
+                    Answer::Response { id, response, resend } => {
                         let (status, body) = (response.status, response.body);
-                        self.state = State::Relaying { id, status, body, read: BytesMut::new() };
+                        self.state = State::Relaying { id, status, resend, body, read: BytesMut::new() };
                     }
                 },
-                State::Relaying { id, status, body, read } => {
+                State::Relaying { id, status, resend, body, read } => {
                     let (id, status) = (*id, *status);
                     match ready!(body.poll_next_unpin(cx)) {
                         Some(Ok(data)) if read.len() + data.len() > source.max_response => {
@@ -97,7 +108,7 @@ impl<'a> Message<'a> {
                             return self.refused(source, Some(id), &refusal);
                         }
                         None => {
-                            source.meters.answered(Outcome::Response);
+                            source.meters.answered(if *resend { Outcome::Resend } else { Outcome::Response });
                             if relayable(read) {
                                 let reply = Some(Vec::from(std::mem::take(read)));
                                 return Poll::Ready(Finished { reply, slow_down: None });
@@ -148,10 +159,10 @@ impl<'a> Slot<'a> {
     }
 
     /// Moves on; becomes `Done` when the reply is there. Returns how long the sender is to be slowed down.
-    pub fn poll(&mut self, source: &Source<'a>, cx: &mut Context<'_>) -> Option<Duration> {
+    pub fn poll(&mut self, source: &Source<'a>, pace: &mut Pace, cx: &mut Context<'_>) -> Option<Duration> {
         let finished = match self {
             Self::One(message) => message.poll(source, cx),
-            Self::Batch(batch) => batch.poll(source, cx),
+            Self::Batch(batch) => batch.poll(source, pace, cx),
             Self::Done(_) => return None,
         };
         match finished {

@@ -1,0 +1,161 @@
+//! What a route's queue holds: what waits, what is in hand, what is set aside. No tasks, no timers; under the queue's lock.
+
+use super::{
+    hot::Hot,
+    lanes::{Lanes, Place},
+    progress::Progress,
+};
+use crate::engine::{
+    backoff,
+    deliver::{RouteWorker, Verdict},
+};
+use crate::message::MessageId;
+use std::{collections::HashMap, sync::Arc, time::Duration};
+use tokio::time::Instant;
+
+/// One message on this route.
+pub struct Entry {
+    pub progress: Arc<Progress>,
+    pub hot: Option<Arc<Hot>>,
+    pub received_ms: i64,
+    pub attempts: u32,
+    /// Set aside while it keeps its place (after_park = "hold").
+    pub parked: bool,
+    /// An attempt is being made.
+    pub in_hand: bool,
+}
+
+impl Entry {
+    /// A message just accepted.
+    pub fn new(progress: Arc<Progress>, hot: Option<Arc<Hot>>, received_ms: i64) -> Self {
+        Self { progress, hot, received_ms, attempts: 0, parked: false, in_hand: false }
+    }
+
+    /// A message that the log told of at start.
+    pub fn restored(progress: Arc<Progress>, attempts: u32, received_ms: i64) -> Self {
+        Self { progress, hot: None, received_ms, attempts, parked: false, in_hand: false }
+    }
+}
+
+/// What discarding one delivery came to.
+pub enum Given {
+    /// Given up; it was set aside.
+    Parked,
+    /// Given up; it was waiting.
+    Waiting(Arc<Progress>),
+    /// Not given up: an attempt is being made, or has just ended.
+    InHand,
+    /// Not given up: it waits, and the route is at work.
+    AtWork,
+    /// Nothing of it is here.
+    Nothing,
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct State {
+    pub lanes: Lanes<Entry>,
+    /// Set aside: held in its lane (`Some`), or out of the way.
+    pub parked: HashMap<MessageId, Option<Place>>,
+    pub worker: Option<Arc<RouteWorker>>,
+    pub in_flight: u32,
+    pub paused: bool,
+    /// What an operator said: paused, or resumed against the configuration. It outlives a reload and a restart.
+    pub word: Option<bool>,
+    pub closed: bool,
+    /// No longer among the transport's queues.
+    pub removed: bool,
+    /// Nothing reaches the receiver: one probe at a time, after this moment.
+    pub probe_at: Option<Instant>,
+    pub unreachable_in_row: u32,
+    pub last_error: String,
+}
+
+/// One message in hand.
+pub struct Job {
+    pub place: Place,
+    pub progress: Arc<Progress>,
+    pub hot: Option<Arc<Hot>>,
+    pub attempt: u32,
+    pub received_ms: i64,
+    pub worker: Arc<RouteWorker>,
+}
+
+impl Job {
+    pub fn not_attempted(&self, error: String) -> Verdict {
+        self.worker.not_attempted(self.progress.id, self.progress.seq, self.received_ms, self.attempt, error)
+    }
+}
+
+impl State {
+    /// The next message to deliver, if one may be delivered now.
+    pub fn next(&mut self) -> Option<Job> {
+        if self.paused || self.closed {
+            return None;
+        }
+        let worker = self.worker.clone()?;
+        let limit = match self.probe_at {
+            Some(at) if Instant::now() < at => return None,
+            Some(_) => 1,
+            None => worker.route.in_flight.max(1),
+        };
+        if self.in_flight >= limit {
+            return None;
+        }
+        let place = loop {
+            let place = self.lanes.take_ready()?;
+            // What is set aside keeps its lane but is not worked on.
+            if self.lanes.get_mut(place).is_some_and(|entry| !entry.parked) {
+                break place;
+            }
+        };
+        let entry = self.lanes.get_mut(place)?;
+        let job = Job {
+            place,
+            progress: entry.progress.clone(),
+            hot: entry.hot.clone(),
+            attempt: entry.attempts.saturating_add(1),
+            received_ms: entry.received_ms,
+            worker,
+        };
+        entry.in_hand = true;
+        self.in_flight += 1;
+        Some(job)
+    }
+
+    /// Something got through.
+    pub fn reached(&mut self) {
+        self.probe_at = None;
+        self.unreachable_in_row = 0;
+    }
+
+    /// Notes that nothing got through; gives the time until the next probe.
+    pub fn unreachable(&mut self, worker: &RouteWorker) -> Duration {
+        // Several deliveries in hand that fail together are one failure.
+        if self.in_flight == 0 || self.probe_at.is_none() {
+            self.unreachable_in_row = self.unreachable_in_row.saturating_add(1);
+        }
+        let wait = backoff::wait(&worker.route.retry, self.unreachable_in_row, rand::random());
+        self.probe_at = Some(Instant::now() + wait);
+        wait
+    }
+    /// Gives up what is set aside, and what waits on a route that is held or no longer configured. `tracked`: what is set
+    /// aside has been noted as such everywhere.
+    pub fn discard(&mut self, id: MessageId, keys: &[u64], tracked: bool) -> Given {
+        if self.parked.contains_key(&id) {
+            if !tracked {
+                return Given::InHand;
+            }
+            if let Some(Some(place)) = self.parked.remove(&id) {
+                self.lanes.remove(place);
+            }
+            return Given::Parked;
+        }
+        let Some(place) = self.lanes.find(keys, |entry| entry.progress.id == id) else { return Given::Nothing };
+        match self.lanes.get_mut(place) {
+            Some(entry) if entry.in_hand => Given::InHand,
+            Some(_) if self.worker.is_some() && !self.paused => Given::AtWork,
+            _ => self.lanes.remove(place).map_or(Given::Nothing, |entry| Given::Waiting(entry.progress)),
+        }
+    }
+}
