@@ -9,15 +9,18 @@
 //! - [`checker`]: acknowledged ⊆ delivered, order per key, doubles; prints the counts, fails with the offenders
 //! - [`wire`], [`http`], [`peer`]: MLLP framing, HL7 fields and HTTP/1.1, just enough and on their own
 //! - [`scenario`]: the durability and order runs, for the real build and the broken ones
+//! - [`broken`]: the deliberately broken builds; [`journal`]: stand-ins for journald and systemd
 //! - [`trace`]: what strace saw, read
 //! - [`rng`]: seeded chance; `HIE_SEED` repeats a run
 #![allow(dead_code, unused_imports)] // each test uses a part of it
 
+pub mod broken;
 pub mod channels;
 pub mod chaos;
 pub mod checker;
 pub mod corpus;
 pub mod http;
+pub mod journal;
 pub mod ledger;
 pub mod node;
 pub mod peer;
