@@ -148,7 +148,7 @@ impl Exchange {
             SendError::Timeout { .. } => (504, Refusal::UpstreamTimeout),
             SendError::NotSent { .. } => (502, Refusal::Upstream("not reached".into())),
             SendError::Unsendable { .. } => (502, Refusal::Upstream("the message cannot be sent there".into())),
-            SendError::Broken { .. } => (502, Refusal::Upstream("broke off".into())),
+            SendError::Broken { .. } | SendError::Unreadable { .. } => (502, Refusal::Upstream("broke off".into())),
         };
         let target = target_of(&error);
         self.record_attempt(target, Outcome::Failed, 0, String::new(), error.to_string());
