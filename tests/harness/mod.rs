@@ -5,6 +5,7 @@
 //! - [`sender`]: connections that remember what was acknowledged and send again what was not
 //! - [`receiver`]: receivers that remember what came in which order, and fail as they are told
 //! - [`channels`], [`ledger`]: channel files, and what the management API tells of transactions
+//! - [`canary`]: strings that nothing may tell, and the search for them
 //! - [`chaos`]: kill -9 at random moments
 //! - [`checker`]: acknowledged ⊆ delivered, order per key, doubles; prints the counts, fails with the offenders
 //! - [`wire`], [`http`], [`peer`]: MLLP framing, HL7 fields and HTTP/1.1, just enough and on their own
@@ -15,6 +16,7 @@
 #![allow(dead_code, unused_imports)] // each test uses a part of it
 
 pub mod broken;
+pub mod canary;
 pub mod channels;
 pub mod chaos;
 pub mod checker;
