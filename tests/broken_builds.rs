@@ -13,7 +13,7 @@
 mod harness;
 
 use harness::broken::build as broken;
-use harness::{Rng, scenario};
+use harness::{Rng, scenario, traced};
 use std::time::Duration;
 
 fn must_be_red(what: &str, told: Result<(), String>, because: &[&str]) {
@@ -28,7 +28,7 @@ fn must_be_red(what: &str, told: Result<(), String>, because: &[&str]) {
 
 #[test]
 fn without_fsync_the_trace_turns_red() {
-    must_be_red("break-fsync", scenario::traced(broken("break-fsync")), &["no fsync of it completed"]);
+    must_be_red("break-fsync", traced::run(broken("break-fsync")), &["no fsync of it completed"]);
 }
 
 #[test]

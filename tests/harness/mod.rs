@@ -11,7 +11,7 @@
 //! - [`wire`], [`http`], [`peer`]: MLLP framing, HL7 fields and HTTP/1.1, just enough and on their own
 //! - [`scenario`]: the durability and order runs, for the real build and the broken ones
 //! - [`broken`]: the deliberately broken builds; [`journal`]: stand-ins for journald and systemd
-//! - [`trace`]: what strace saw, read
+//! - [`trace`]: what strace saw, read; [`traced`]: the run that it watched, and its judge
 //! - [`rng`]: seeded chance; `HIE_SEED` repeats a run
 #![allow(dead_code, unused_imports)] // each test uses a part of it
 
@@ -31,6 +31,7 @@ pub mod rng;
 pub mod scenario;
 pub mod sender;
 pub mod trace;
+pub mod traced;
 pub mod wire;
 
 pub use checker::{Doubles, check};
