@@ -15,8 +15,11 @@ pub fn kills(binary: PathBuf, rng: &mut Rng, kills: u64, patience: Duration) -> 
         Behaviour { close: 0.01, reject: 0.01, silent: 0.0005, wrong_id: 0.002, delay: Duration::ZERO, ..Behaviour::default() };
     let lis = Receiver::mllp(failing, rng.split());
     let web = Receiver::http(Behaviour { wrong_id: 0.0, ..failing }, rng.split());
+    let upstream = Receiver::http(Behaviour { wrong_id: 0.0, ..failing }, rng.split());
+    let proxy = queue("test.proxy", "protocol == \"http\" && path == \"/proxy\"").replace("\"queue\"", "\"proxy\"");
     let mut node = Builder::new()
         .binary(binary)
+        .channel(proxy + "priority = 1\n" + &route("upstream", &upstream.target(), "primary = true"))
         .channel(queue("test.mllp", "protocol == \"mllp\"") + &route("primary", &lis.target(), "primary = true"))
         .channel(queue("test.http", "protocol == \"http\"") + &route("primary", &web.target(), "primary = true"))
         .start();
@@ -29,17 +32,22 @@ pub fn kills(binary: PathBuf, rng: &mut Rng, kills: u64, patience: Duration) -> 
     };
     let by_mllp = load(Via::Mllp(node.mllp), "M", rng).start();
     let by_http = load(Via::Http(node.http, "/adt".into()), "H", rng).start();
+    // The sender waits for the upstream's own answer, and sends again under the same Idempotency-Key what got none.
+    let by_proxy = Load { connections: 3, rate: Some(150.0), ..load(Via::Http(node.http, "/proxy".into()), PROXY, rng) }.start();
 
     kill_often(&mut node, rng, kills, (Duration::from_millis(50), Duration::from_millis(900)), || false);
 
     let by_mllp = by_mllp.stop(Duration::from_secs(30));
     let by_http = by_http.stop(Duration::from_secs(30));
-    let all_there = lis.wait_for(&by_mllp, patience) && web.wait_for(&by_http, patience);
+    let by_proxy = by_proxy.stop(Duration::from_secs(30));
+    // An upstream's answer that was passed on needs no waiting for.
+    let all_there =
+        lis.wait_for(&by_mllp, patience) && web.wait_for(&by_http, patience) && upstream.wait_for(&by_proxy, Duration::ZERO);
     let mut faults: Vec<String> = Vec::new();
     if !all_there {
         faults.push(format!("not everything acknowledged was delivered within {patience:?}"));
     }
-    for (name, sent, receiver) in [("MLLP", &by_mllp, &lis), ("HTTP", &by_http, &web)] {
+    for (name, sent, receiver) in [("MLLP", &by_mllp, &lis), ("HTTP", &by_http, &web), ("proxy", &by_proxy, &upstream)] {
         print!("{name}: ");
         if let Err(fault) = check(sent, &receiver.arrivals(), Doubles::Counted) {
             faults.push(format!("{name}: {fault}"));
@@ -52,14 +60,18 @@ pub fn kills(binary: PathBuf, rng: &mut Rng, kills: u64, patience: Duration) -> 
         faults.push("the node did not come to rest within 60 s".into());
     }
     if faults.is_empty()
-        && let Err(fault) = one_transaction_each(&node, &[&by_mllp, &by_http])
+        && let Err(fault) = one_transaction_each(&node, &[&by_mllp, &by_http, &by_proxy])
     {
         faults.push(fault);
     }
     if faults.is_empty() { Ok(()) } else { Err(faults.join("\n")) }
 }
 
-/// A resend is no new transaction: each control id is in the ledger exactly once.
+/// Name of the load in proxy mode.
+const PROXY: &str = "P";
+
+/// A resend is no new transaction: each control id is in the ledger exactly once. (In proxy mode a request that got no
+/// answer from its upstream is tried anew by the repetition, as a transaction of its own.)
 fn one_transaction_each(node: &super::Node, all: &[&Sent]) -> Result<(), String> {
     let mut times: HashMap<String, u32> = HashMap::new();
     for row in transactions(node) {
@@ -68,7 +80,12 @@ fn one_transaction_each(node: &super::Node, all: &[&Sent]) -> Result<(), String>
         }
     }
     let sent_again: u64 = all.iter().map(|s| s.sent_again).sum();
-    let twice: Vec<_> = times.iter().filter(|(_, n)| **n > 1).map(|(id, n)| format!("{id} {n} times")).take(10).collect();
+    let twice: Vec<_> = times
+        .iter()
+        .filter(|(id, n)| **n > 1 && !id.starts_with(PROXY))
+        .map(|(id, n)| format!("{id} {n} times"))
+        .take(10)
+        .collect();
     let missing: Vec<_> = all.iter().flat_map(|s| &s.acknowledged).filter(|t| !times.contains_key(&t.id)).collect();
     println!("ledger: {} transactions, {sent_again} resends, {} control ids more than once", times.len(), twice.len());
     if !twice.is_empty() {
