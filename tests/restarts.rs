@@ -13,10 +13,9 @@ mod harness;
 use harness::channels::{all_to, queue, route};
 use harness::http::Client;
 use harness::{Builder, Doubles, Load, Node, Receiver, Sent, Via, check, env_number, wait_until};
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::Signal;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -92,9 +91,9 @@ fn traffic(node: &Node) -> Traffic {
 impl Traffic {
     /// Ends it; fails on any refused connection or failed request. `rounds`: how often the node was replaced.
     ///
-    /// Sent again may be what was written at the very moment at which the node closed: at most one request for each kept
-    /// connection (four over HTTP, four over MLLP) and round. More would mean that connections are closed with requests in
-    /// them; the node waits for those, so that far fewer are expected.
+    /// Sent again may be one request for each kept connection (four over HTTP, four over MLLP) and round: the node closes each
+    /// once, and a sender that does not look finds out with its next request. More would mean that connections are closed
+    /// with requests in them, or more than once.
     fn judge(self, receiver: &Receiver, rounds: u64) {
         self.stop.store(true, Ordering::SeqCst);
         let sent: Sent = self.mllp.stop(Duration::from_secs(20));
@@ -141,10 +140,8 @@ fn restarts_under_socket_activation_fail_no_request() {
     let mut node = channels(Builder::new(), &lis, &web).lay_out();
     // The parent's sockets, inherited through the shell, which puts them where LISTEN_FDS says they are.
     let held: Vec<TcpListener> = [node.http, node.mllp].map(|at| TcpListener::bind(at).expect("a port")).into();
-    for socket in &held {
-        fcntl(socket, FcntlArg::F_SETFD(FdFlag::empty())).expect("inheritable");
-    }
-    let (http, mllp) = (held[0].as_raw_fd(), held[1].as_raw_fd());
+    // Far above 3 and 4, which the shell closes and fills; inheritable, as F_DUPFD leaves them.
+    let [http, mllp] = [&held[0], &held[1]].map(|socket| fcntl(socket, FcntlArg::F_DUPFD(200)).expect("a descriptor"));
     let script = format!(
         "exec {{h}}<&{http} {{m}}<&{mllp} 3<&- 4<&-; exec 3<&$h 4<&$m {http}<&- {mllp}<&-; \
          export LISTEN_FDS=2 LISTEN_PID=$$ LISTEN_FDNAMES=http:mllp.lis; exec \"$@\""

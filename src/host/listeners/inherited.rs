@@ -85,9 +85,13 @@ fn upgraded(text: &str, pid: u32) -> Vec<(RawFd, String)> {
 #[allow(unsafe_code)]
 fn adopt(fd: RawFd, name: String, source: Source) -> Option<Inherited> {
     // The kernel hands descriptors over as bare numbers, so somebody has to say that they are ours: no safe
-    // function does. A number that is not open is caught here, before it can be owned.
-    std::fs::symlink_metadata(format!("/proc/self/fd/{fd}")).ok()?;
-    // SAFETY: the descriptor is open, was named to this process by the one that started it, and is taken once
+    // function does. A number that is not open is caught here, before it can be owned; so is one that was not open when
+    // this process began and is a file of its own by now (the store's lock, say).
+    let leads_to = std::fs::read_link(format!("/proc/self/fd/{fd}")).ok()?;
+    if !leads_to.to_str()?.starts_with("socket:") {
+        return None;
+    }
+    // SAFETY: the descriptor is open and a socket, was named to this process by the one that started it, and is taken once
     // (TAKEN, and each number stands in one of the two lists), so nothing else in this process owns it.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     let socket = TcpListener::from(fd);
