@@ -22,7 +22,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("admin", &["gateway", "transport", "ledger", "engine", "channel", "message", "telemetry", "config"]),
     // Events name the engine's values.
     ("telemetry", &["engine/fact", "engine/ports", "channel", "message"]),
-    ("config", &["channel"]),
+    ("config", &["channel", "message/hl7/charset"]),
     // Its clock is the engine's.
     ("host", &["telemetry", "engine/ports"]),
     ("app", &["admin", "gateway", "transport", "ledger", "engine", "channel", "message", "telemetry", "config", "host"]),

@@ -7,42 +7,14 @@
 //! | `--features break-ack` | acknowledging only after the commit | `durability.rs` (lost) |
 //! | `--features break-order` | one message of a key at a time | `order.rs` (out of order) |
 //!
-//! `tests/run` builds them beforehand and names their folder in `HIE_BROKEN`; without it they are built here.
+//! A fourth, `--features break-panic`, panics on demand: `panics.rs` sees that the node goes on and tells nothing of what
+//! it was working on. `tests/run` builds them beforehand; see `harness/broken.rs`.
 
 mod harness;
 
-use harness::{Rng, scenario};
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::Mutex;
+use harness::broken::build as broken;
+use harness::{Rng, scenario, traced};
 use std::time::Duration;
-
-/// The binary built with this feature.
-fn broken(feature: &str) -> PathBuf {
-    if let Some(folder) = std::env::var_os("HIE_BROKEN") {
-        let path = Path::new(&folder).join(feature);
-        assert!(path.exists(), "{} is missing: tests/run builds it", path.display());
-        return path;
-    }
-    // One build at a time: they share the target folder with the real one, so that only this crate is compiled anew.
-    static ONE: Mutex<()> = Mutex::new(());
-    let _one = ONE.lock().unwrap_or_else(|e| e.into_inner());
-    let real = Path::new(env!("CARGO_BIN_EXE_hie"));
-    let folder = real.parent().expect("a folder").join("broken");
-    let saved = folder.join("real");
-    std::fs::create_dir_all(&folder).expect("a folder for the broken builds");
-    std::fs::copy(real, &saved).expect("the real build, set aside");
-    let target = real.parent().and_then(Path::parent).expect("the target folder");
-    let mut build = Command::new(env!("CARGO"));
-    build.args(["test", "--quiet", "--no-run", "--test", "checker", "--features", feature, "--target-dir"]).arg(target);
-    let built = build.current_dir(env!("CARGO_MANIFEST_DIR")).status().expect("cargo runs");
-    let path = folder.join(feature);
-    std::fs::copy(real, &path).expect("the broken build, set aside");
-    // Other tests find the real one in its place again (renamed over it: the broken one may be running).
-    std::fs::rename(&saved, real).expect("the real build, put back");
-    assert!(built.success(), "cargo build --features {feature}");
-    path
-}
 
 fn must_be_red(what: &str, told: Result<(), String>, because: &[&str]) {
     match told {
@@ -56,7 +28,7 @@ fn must_be_red(what: &str, told: Result<(), String>, because: &[&str]) {
 
 #[test]
 fn without_fsync_the_trace_turns_red() {
-    must_be_red("break-fsync", scenario::traced(broken("break-fsync")), &["no fsync of it completed"]);
+    must_be_red("break-fsync", traced::run(broken("break-fsync")), &["no fsync of it completed"]);
 }
 
 #[test]

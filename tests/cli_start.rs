@@ -227,6 +227,24 @@ fn sockets_of_systemd_are_used_by_name_and_by_address() {
     assert_eq!(node.listener("http")["inherited"], false);
 }
 
+/// Descriptors that were promised and are not there: the node opens its own sockets, and none of its own files is taken
+/// for one.
+#[test]
+fn promised_sockets_that_are_not_there_are_left_out() {
+    let dir = folder();
+    let script = "exec 0</dev/null 1>&2 3<&- 4<&- 5<&-; LISTEN_PID=$$ LISTEN_FDS=3 LISTEN_FDNAMES=http:mllp.lab:x \
+                  exec \"$HIE\" run --config hie.toml --log json";
+    let mut command = Command::new("sh");
+    command.args(["-c", script]);
+    let mut node = Node::start(with_binary(command), dir.path());
+    node.wait_told("READY=1");
+    assert_eq!(node.listener("http")["inherited"], false);
+    TcpStream::connect(node.address("mllp:lab")).expect("listens");
+    assert!(!node.log().iter().any(|line| line.contains("panic")));
+    node.signal("-TERM");
+    assert!(node.ended().success());
+}
+
 /// The binary's path for a script, in a variable that the node itself does not read.
 fn with_binary(mut command: Command) -> Command {
     command.env("HIE", BIN);

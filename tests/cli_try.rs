@@ -46,7 +46,9 @@ const MERGE: &str = "MSH|^~\\&|A|B|C|D|20260101||ADT^A40|1|P|2.5\nPID|1||111^^^X
 
 fn attempt(sample: &str, args: &[&str]) -> (Option<i32>, serde_json::Value, String) {
     let dir = tempfile::tempdir().expect("a folder");
-    fs::write(dir.path().join("hie.toml"), "").expect("hie.toml");
+    let config = "[[mllp]]\nname = \"ward\"\ncharset = \"8859/1\"\n[[mllp]]\nname = \"lab\"\nlisten = \"127.0.0.1:2599\"\n\
+                  [[file]]\nname = \"drop\"\ndirectory = \"channels.d\"\n";
+    fs::write(dir.path().join("hie.toml"), config).expect("hie.toml");
     fs::create_dir(dir.path().join("channels.d")).expect("channels.d");
     fs::write(dir.path().join("channels.d/a.toml"), CHANNELS).expect("channels");
     fs::create_dir(dir.path().join("clients.d")).expect("clients.d");
@@ -117,4 +119,24 @@ fn what_cannot_be_read_says_so() {
     assert!(json[0]["refused"].is_string(), "{json}");
     let (code, _, said) = attempt("x", &["--header", "nonsense"]);
     assert_eq!(code, Some(64), "{said}");
+}
+
+#[test]
+fn the_listener_must_be_one_of_the_configuration() {
+    for (args, expected) in [
+        (
+            &["--listener", "wrad"][..],
+            "no listener is called \"wrad\"; did you mean \"ward\"? Listeners: http, https, ward, lab, drop",
+        ),
+        (&["--listener", "zzz"], "no listener is called \"zzz\". Listeners: http, https, ward, lab, drop"),
+        (&["--listener", "http", "--protocol", "mllp"], "no listener for mllp is called \"http\". Listeners for mllp: ward, lab"),
+    ] {
+        let (code, _, said) = attempt(MERGE, args);
+        assert_eq!(code, Some(64), "{said}");
+        assert!(said.contains(expected), "{said}");
+    }
+    assert_eq!(attempt(MERGE, &["--listener", "lab"]).0, Some(0));
+    // A listener says how the sample would come: the channel takes MLLP only.
+    let (code, json, _) = attempt(MERGE, &["--listener", "drop"]);
+    assert_eq!((code, json[0]["channel"].is_null()), (Some(1), true), "{json}");
 }

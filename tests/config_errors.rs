@@ -90,6 +90,34 @@ fn mistakes_in_variables_and_flags_name_them() {
 }
 
 #[test]
+fn a_variable_of_no_section_is_told_with_the_sections_and_not_with_a_guess() {
+    let said = Check::new("").env("HIE_FOO__BAR", "x").refused();
+    assert!(said.starts_with("hie: HIE_FOO__BAR: sets no known key: there is no section [foo]; sections are "), "{said}");
+    assert!(said.contains("http") && said.contains("ledger") && !said.contains("did you mean"), "{said}");
+}
+
+#[test]
+fn an_unknown_charset_is_told_with_the_nearest_one() {
+    for (label, nearest) in
+        [("UTF8-", "UTF-8"), ("8859/l", "8859/1"), ("iso-8859-1x", "ISO-8859-1"), ("windows-125O", "windows-125")]
+    {
+        let text = format!("[[mllp]]\nname = \"lab\"\ncharset = \"{label}\"\n");
+        for subcommand in ["check", "run"] {
+            let output = Check::new(&text).run(subcommand);
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(65), "{said}");
+            let expected =
+                format!("hie: hie.toml:3:11: mllp.0.charset: unknown charset \"{label}\"; the nearest known one is \"{nearest}");
+            assert!(said.starts_with(&expected), "{said}");
+        }
+    }
+    for known in ["UTF-8", "utf-8", "8859/1", "UNICODE UTF-8", "latin1", "windows-1252", "GB 18030-2000"] {
+        let text = format!("[[mllp]]\nname = \"lab\"\ncharset = \"{known}\"\n");
+        assert!(Check::new(&text).run("check").status.success(), "{known}");
+    }
+}
+
+#[test]
 fn files_that_are_named_and_not_there_are_told() {
     let text = "[http.tls]\ncert = \"cert.pem\"\nkey = \"key.pem\"\n[[file]]\ndirectory = \"in\"\n";
     let said = Check::new(text).file("cert.pem", "").refused();

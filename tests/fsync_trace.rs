@@ -1,7 +1,8 @@
 //! Tries to break: **no `AA`, `CA`, 200 or 202 leaves before the message is on stable storage**, and in proxy mode the
 //! request is durable before it is forwarded. A system-call trace under load: for each message, the write that holds it
 //! into the log comes before an fsync or fdatasync of that very file, which completes before the acknowledgment (or the
-//! copy to a receiver) is written. The build without fsync is caught by this test (`broken_builds.rs`).
+//! copy to a receiver) is written. Among them bodies that come in pieces, packed ones, and those of a channel that keeps none,
+//! which lie in files of their own; and segments end meanwhile. The build without fsync is caught by this test (`broken_builds.rs`).
 
 mod harness;
 
@@ -9,7 +10,7 @@ use harness::trace::{self, Story};
 
 #[test]
 fn each_message_is_synced_before_its_acknowledgment_is_written() {
-    harness::scenario::traced(harness::node::binary()).unwrap_or_else(|fault| panic!("{fault}"));
+    harness::traced::run(harness::node::binary()).unwrap_or_else(|fault| panic!("{fault}"));
 }
 
 const SAMPLE: &str = r#"10 pwrite64(7</s/log-wal>, "..==TOKEN1==..", 4096, 0) = 4096

@@ -124,6 +124,9 @@ fn run(min_free: &str, leave: u64) {
     let answer = http::once(node.http, "POST", "/adt", &[], b"no harness message").expect("an answer");
     assert_eq!(answer.status, 503, "{}", answer.text());
     assert!(answer.header("retry-after").is_some(), "503 says when to come again");
+    // Without a reserve it is the commits that fail, which has a metric of its own.
+    let metric = if min_free == "0 B" { "hie_ledger_commit_failures_total" } else { "hie_store_full" };
+    assert!(node.metric(metric).is_some_and(|n| n >= 1.0), "{metric}");
 
     disk.empty();
     let (before, before_http) = (by_mllp.acknowledged(), by_http.acknowledged());
@@ -131,6 +134,8 @@ fn run(min_free: &str, leave: u64) {
         wait_until(Duration::from_secs(20), || by_mllp.acknowledged() > before + 50 && by_http.acknowledged() > before_http + 50);
     assert!(recovered, "accepting goes on when space returns\n{}", node.log_tail(20));
     assert!(wait_until(Duration::from_secs(10), || ready().status == 200), "ready again: {}", ready().text());
+
+    assert!(wait_until(Duration::from_secs(5), || node.metric("hie_store_full") == Some(0.0)), "told that space is back");
 
     // Once more full, and the node is killed and started again meanwhile: the store still opens, or waits for space.
     disk.fill(leave);

@@ -5,7 +5,7 @@
 mod harness;
 
 use harness::channels::{all_to, queue, route};
-use harness::{Builder, Doubles, Load, Receiver, Via, check, env_number, wait_until};
+use harness::{Behaviour, Builder, Doubles, Load, Receiver, Rng, Via, check, env_number, wait_until};
 use std::time::Duration;
 
 #[test]
@@ -38,12 +38,25 @@ fn an_outage_of_the_receiver_costs_no_memory_and_no_order() {
 
 #[test]
 fn a_dead_secondary_route_costs_the_primary_nothing() {
-    let run = |dead: bool| {
+    #[derive(Clone, Copy, PartialEq)]
+    enum Second {
+        None,
+        /// Connections are refused.
+        Refusing,
+        /// Takes connections and messages, never answers, so that attempts last until the route's timeout.
+        Silent,
+    }
+    let run = |second: Second| {
         let receiver = Receiver::willing();
+        let black_hole = Receiver::mllp(Behaviour { silent: 1.0, ..Behaviour::default() }, Rng::new(1));
         let mut channel = queue("test.all", "true") + &route("primary", &receiver.target(), "primary = true");
-        if dead {
-            let nobody = harness::node::free_port();
-            channel += &route("dead", &format!("mllp = [\"{nobody}\"]"), "");
+        match second {
+            Second::None => {}
+            Second::Refusing => {
+                let nobody = harness::node::free_port();
+                channel += &route("dead", &format!("mllp = [\"{nobody}\"]"), "");
+            }
+            Second::Silent => channel += &route("dead", &black_hole.target(), ""),
         }
         let node = Builder::new().channel(channel).start();
         let load = Load { connections: 8, rate: Some(500.0), count: Some(500), ..Load::new(Via::Mllp(node.mllp)) };
@@ -51,10 +64,15 @@ fn a_dead_secondary_route_costs_the_primary_nothing() {
         let all = receiver.wait_for(&sent, Duration::from_secs(5));
         let report = check(&sent, &receiver.arrivals(), Doubles::Forbidden).unwrap_or_else(|fault| panic!("{fault}"));
         assert!(all, "the primary route has everything 5 s after the last acknowledgment");
+        if second == Second::Silent {
+            assert!(black_hole.count() > 0 && black_hole.accepted() == 0, "the silent one was tried");
+        }
         (report.accepted_by_receiver, node.metric("hie_messages_pending"))
     };
-    let (alone, _) = run(false);
-    let (beside_a_dead_one, pending) = run(true);
-    assert_eq!(alone, beside_a_dead_one);
-    assert_eq!(pending, Some(beside_a_dead_one as f64), "the dead route's deliveries wait");
+    let (alone, _) = run(Second::None);
+    for second in [Second::Refusing, Second::Silent] {
+        let (beside_a_dead_one, pending) = run(second);
+        assert_eq!(alone, beside_a_dead_one);
+        assert_eq!(pending, Some(beside_a_dead_one as f64), "the dead route's deliveries wait");
+    }
 }

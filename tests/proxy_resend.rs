@@ -214,3 +214,37 @@ fn a_path_that_leads_out_of_the_targets_is_the_senders_mistake() {
     assert_eq!(seen.load(Ordering::SeqCst), 0);
     assert_eq!(get("/a/../b").status, 201, "one that stays inside passes");
 }
+
+/// The window is read from the log at start: what failed, or was on its way when the node died, is not taken for done.
+#[test]
+fn after_a_kill_too_only_what_succeeded_is_recognised() {
+    let port = free_port();
+    let channel = queue("proxy.all", "true").replace("\"queue\"", "\"proxy\"")
+        + &route("up", &format!("http = [\"http://{port}/in\"]"), "");
+    let mut node = Builder::new().channel(channel).start();
+    let post = |at: SocketAddr, key: &str| http::once(at, "POST", "/x", &[("Idempotency-Key", key)], b"{}").map(|a| a.status);
+    assert_eq!(post(node.http, "failed").expect("an answer"), 502);
+    // One that takes requests and never answers: the node dies with a request there.
+    let silent = TcpListener::bind(port).expect("the upstream's port");
+    let (to, waiting) = (node.http, std::thread::spawn(move || silent.accept().map(drop)));
+    let under_way = std::thread::spawn(move || {
+        let mut client = http::Client::connect(to, Duration::from_secs(20)).expect("connected");
+        client.request("POST", "/x", &[("Idempotency-Key", "unknown")], b"{}").map(|a| a.status)
+    });
+    let arrived = wait_until(Duration::from_secs(10), || waiting.is_finished());
+    assert!(arrived, "the request reached the upstream");
+    node.kill9();
+    let _ = (waiting.join(), under_way.join());
+    let seen = upstream(port);
+    node.start();
+    assert_eq!(post(node.http, "done").expect("an answer"), 200);
+    for (key, count) in [("failed", 2), ("unknown", 3)] {
+        assert_eq!((post(node.http, key).expect("an answer"), seen.load(Ordering::SeqCst)), (200, count), "{key}: forwarded");
+    }
+    assert!(harness::ledger::settled(&node, Duration::from_secs(10)));
+    node.kill9();
+    node.start();
+    for key in ["done", "failed", "unknown"] {
+        assert_eq!((post(node.http, key).expect("an answer"), seen.load(Ordering::SeqCst)), (200, 3), "{key}: recognised");
+    }
+}

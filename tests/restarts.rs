@@ -89,8 +89,12 @@ fn traffic(node: &Node) -> Traffic {
 }
 
 impl Traffic {
-    /// Ends it; fails on any refused connection or failed request.
-    fn judge(self, receiver: &Receiver) {
+    /// Ends it; fails on any refused connection or failed request. `rounds`: how often the node was replaced.
+    ///
+    /// Sent again may be one request for each kept connection (four over HTTP, four over MLLP) and round: the node closes each
+    /// once, and a sender that does not look finds out with its next request. More would mean that connections are closed
+    /// with requests in them, or more than once.
+    fn judge(self, receiver: &Receiver, rounds: u64) {
         self.stop.store(true, Ordering::SeqCst);
         let sent: Sent = self.mllp.stop(Duration::from_secs(20));
         let mut all = Seen::default();
@@ -113,6 +117,8 @@ impl Traffic {
         );
         assert!(all.answered > 500 && sent.acknowledged.len() > 500, "the load did not run");
         assert!(all.failed.is_empty(), "{} failed requests, first: {}", all.failed.len(), all.failed[0]);
+        assert!(all.again <= 4 * rounds, "{} requests sent again in {rounds} rounds", all.again);
+        assert!(sent.sent_again <= 4 * rounds, "{} messages sent again in {rounds} rounds", sent.sent_again);
         assert_eq!(sent.connect_failures, 0, "refused MLLP connections");
         assert!(sent.refused.is_empty(), "refused messages: {:?}", sent.refused);
         assert!(receiver.wait_for(&sent, Duration::from_secs(30)), "all acknowledged delivered");
@@ -145,14 +151,15 @@ fn restarts_under_socket_activation_fail_no_request() {
     node.setup.wrapper = ["bash", "-c", &script, "bash"].iter().map(|s| (*s).to_owned()).collect();
     node.start();
     let traffic = traffic(&node);
-    for round in 0..env_number("HIE_RESTARTS", 20) {
+    let rounds = env_number("HIE_RESTARTS", 20);
+    for round in 0..rounds {
         std::thread::sleep(Duration::from_millis(400));
         let status = node.stop(Duration::from_secs(30));
         assert!(status.is_some_and(|s| s.success()), "restart {round}: {status:?}\n{}", node.log_tail(20));
         node.start();
     }
     std::thread::sleep(Duration::from_millis(400));
-    traffic.judge(&lis);
+    traffic.judge(&lis, rounds);
 }
 
 #[test]
@@ -160,7 +167,8 @@ fn upgrades_in_place_fail_no_request() {
     let (lis, web) = (Receiver::willing(), Receiver::http(Default::default(), harness::Rng::new(2)));
     let mut node = channels(Builder::new(), &lis, &web).start();
     let traffic = traffic(&node);
-    for round in 0..env_number("HIE_RESTARTS", 20) {
+    let rounds = env_number("HIE_RESTARTS", 20);
+    for round in 0..rounds {
         std::thread::sleep(Duration::from_millis(400));
         let before = image(node.pid());
         node.signal(Signal::SIGUSR2);
@@ -172,7 +180,7 @@ fn upgrades_in_place_fail_no_request() {
         node.wait_ready(Duration::from_secs(20)).unwrap_or_else(|e| panic!("upgrade {round}: {e}\n{}", node.log_tail(20)));
     }
     std::thread::sleep(Duration::from_millis(400));
-    traffic.judge(&lis);
+    traffic.judge(&lis, rounds);
 }
 
 /// Tells one program in a process from the next: the auxiliary vector holds addresses that are chosen anew at each exec.

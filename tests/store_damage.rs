@@ -4,7 +4,7 @@
 
 mod harness;
 
-use harness::channels::all_to;
+use harness::channels::{all_to, queue, route};
 use harness::ledger::{settled, transaction, transactions};
 use harness::{Builder, Doubles, Load, Node, Receiver, Rng, Sent, Via, check};
 use std::collections::BTreeMap;
@@ -120,11 +120,21 @@ fn views_that_are_gone_or_damaged_are_made_again() {
 
 #[test]
 fn a_damaged_log_segment_is_set_aside_and_told() {
+    one_segment_lost(1);
+}
+
+/// The newest log, which the last run was writing: a fresh one begins.
+#[test]
+fn a_damaged_newest_log_is_set_aside_and_told() {
+    one_segment_lost(usize::MAX);
+}
+
+fn one_segment_lost(which: usize) {
     let mut rng = Rng::from_env("segment");
     let mut filled = filled();
-    // A closed one: not the last. Its beginning too, so that nothing of it can be trusted.
+    // Its beginning too, so that nothing of it can be trusted.
     let logs: Vec<_> = files(&filled.node, "log-").into_iter().filter(|p| p.extension().is_some_and(|e| e == "db")).collect();
-    let victim = &logs[1];
+    let victim = &logs[which.min(logs.len() - 1)];
     damage(victim, &mut rng, 20);
     fs::OpenOptions::new().write(true).open(victim).and_then(|f| f.write_all_at(&[0x55; 4096], 0)).expect("damage");
     filled.node.start();
@@ -163,4 +173,118 @@ fn a_torn_end_of_the_open_log_is_survived() {
     assert!(settled(&node, Duration::from_secs(20)));
     assert_eq!(transactions(&node).len(), sent.acknowledged.len());
     check(&sent, &receiver.arrivals(), Doubles::Counted).unwrap_or_else(|fault| panic!("{fault}"));
+}
+
+/// What SQLite has at byte 60 of a file: `user_version` (SQLite file format, 1.3).
+fn set_version(path: &PathBuf, version: u32) {
+    let file = fs::OpenOptions::new().write(true).open(path).expect("a file");
+    file.write_all_at(&version.to_be_bytes(), 60).expect("written");
+}
+
+fn contents(node: &Node) -> BTreeMap<PathBuf, Vec<u8>> {
+    files(node, "")
+        .into_iter()
+        .filter(|p| p.starts_with(node.store.join("ledger")))
+        .map(|p| (p.clone(), fs::read(p).unwrap()))
+        .collect()
+}
+
+#[test]
+fn a_store_of_another_release_is_refused_and_left_as_it_is() {
+    let mut receiver = Receiver::willing();
+    receiver.down();
+    let short =
+        queue("test.short", "protocol == \"http\"") + "priority = 1\nstorage = \"none\"\n" + &route("p", &receiver.target(), "");
+    let mut node =
+        Builder::new().section("[ledger]\nsegment_size = \"1 MiB\"\n").channel(short).channel(all_to(&receiver)).start();
+    let load = |via: Via, name: &str| Load { connections: 4, count: Some(100), size: 3500, name: name.into(), ..Load::new(via) };
+    let mut sent = load(Via::Mllp(node.mllp), "M").run(Duration::from_secs(30));
+    sent.merge(load(Via::Http(node.http, "/x".into()), "H").run(Duration::from_secs(30)));
+    node.kill9(); // with filled write-ahead logs
+    let logs =
+        |prefix: &str| files(&node, prefix).into_iter().filter(|p| p.extension().is_some_and(|e| e == "db")).collect::<Vec<_>>();
+    let (log, transient) = (logs("log-"), logs("transient-"));
+    for victim in [&log[0], &log[log.len() - 1], &transient[0]] {
+        set_version(victim, 2);
+        let before = contents(&node);
+        node.spawn();
+        let status = node.wait_end(Duration::from_secs(15));
+        assert_eq!(status.and_then(|s| s.code()), Some(69), "{}", node.log_tail(20));
+        let (said, name) = (node.log(), victim.file_name().unwrap().to_string_lossy().into_owned());
+        for part in [
+            &name,
+            "tables of version 2",
+            "reads version 1",
+            "nothing was changed",
+            concat!("this is hie ", env!("CARGO_PKG_VERSION")),
+        ] {
+            assert!(said.contains(part), "{part} in {said}");
+        }
+        assert!(contents(&node) == before, "no file was touched");
+        // What an upgrade in place asks first refuses too.
+        let config = node.config_file();
+        let check = node.command(&["check", "--quiet", "--config", config.to_str().unwrap()]).output().expect("hie check");
+        assert_eq!(check.status.code(), Some(69), "{}", String::from_utf8_lossy(&check.stderr));
+        set_version(victim, 1);
+    }
+    receiver.up();
+    node.start();
+    assert!(receiver.wait_for(&sent, Duration::from_secs(30)), "nothing is lost\n{}", node.log_tail(20));
+    check(&sent, &receiver.arrivals(), Doubles::Forbidden).unwrap_or_else(|fault| panic!("{fault}"));
+    // Once notes were written they name the release that did.
+    node.stop(Duration::from_secs(20));
+    set_version(&log[log.len() - 1], 7);
+    node.spawn();
+    node.wait_end(Duration::from_secs(15));
+    assert!(node.log().contains(concat!("was written by hie ", env!("CARGO_PKG_VERSION"))), "{}", node.log_tail(5));
+}
+
+/// Bodies of a channel that keeps none, damaged while they wait: told, set aside, and in nobody's way.
+#[test]
+fn a_damaged_file_of_short_lived_bodies_is_told_and_in_nobody_s_way() {
+    let mut receiver = Receiver::willing();
+    receiver.down();
+    let short = queue("test.short", "protocol == \"http\"")
+        + "priority = 1\nstorage = \"no-bodies\"\n"
+        + &route("p", &receiver.target(), "");
+    let mut node = Builder::new().channel(short).channel(all_to(&receiver)).start();
+    let load = |via: Via, name: &str, count| Load {
+        connections: 4,
+        count: Some(count),
+        size: 3500,
+        name: name.into(),
+        ..Load::new(via)
+    };
+    let kept = load(Via::Mllp(node.mllp), "M", 50).run(Duration::from_secs(30));
+    let lost = load(Via::Http(node.http, "/x".into()), "H", 8).run(Duration::from_secs(30));
+    assert_eq!((kept.acknowledged.len(), lost.acknowledged.len()), (200, 32));
+    node.stop(Duration::from_secs(20));
+    let transient: Vec<_> = files(&node, "transient-");
+    assert!(!transient.is_empty());
+    for file in transient {
+        let length = fs::metadata(&file).expect("a file").len();
+        fs::write(&file, vec![0x5a; length as usize]).expect("damage");
+    }
+    receiver.up();
+    node.start();
+    assert!(receiver.wait_for(&kept, Duration::from_secs(30)), "the other channel's messages\n{}", node.log_tail(20));
+    let after = load(Via::Http(node.http, "/x".into()), "A", 10).run(Duration::from_secs(20));
+    let passed = receiver.wait_for(&after, Duration::from_secs(60));
+    assert!(passed, "new messages of that channel\n{}", node.log_tail(20));
+    assert!(node.metric("hie_ledger_damage_total").unwrap_or(0.0) >= 1.0, "the metric counts it\n{}", node.log_tail(20));
+    assert!(node.log().contains("transient"), "the log names the file\n{}", node.log_tail(20));
+    // None of them is told as delivered, and none is forgotten.
+    let parked = Duration::from_secs(60);
+    assert!(harness::wait_until(parked, || node.metric("hie_route_parked") == Some(32.0)), "{}", node.log_tail(20));
+    assert!(settled_views(&node));
+    let parked = transactions(&node).iter().filter(|row| row["status"] == "Parked").count();
+    assert_eq!(parked, 32);
+    let mut sent = kept;
+    sent.merge(after);
+    check(&sent, &receiver.arrivals(), Doubles::Forbidden).unwrap_or_else(|fault| panic!("{fault}"));
+}
+
+/// Waits until the views have followed the log; something may be pending.
+fn settled_views(node: &Node) -> bool {
+    harness::wait_until(Duration::from_secs(20), || node.metric("hie_ledger_view_lag") == Some(0.0))
 }

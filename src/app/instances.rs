@@ -43,6 +43,18 @@ pub(super) struct Shared {
 pub(super) struct Instances {
     threads: Vec<JoinHandle<()>>,
     beats: Vec<Arc<AtomicU64>>,
+    open: OpenConnections,
+}
+
+/// The connections of all instances.
+#[derive(Clone, Default)]
+pub(super) struct OpenConnections(Vec<TaskTracker>);
+
+impl OpenConnections {
+    /// Open now.
+    pub fn count(&self) -> usize {
+        self.0.iter().map(TaskTracker::len).sum()
+    }
 }
 
 impl Instances {
@@ -50,19 +62,27 @@ impl Instances {
     pub fn spawn(count: usize, shared: &Shared) -> std::io::Result<Self> {
         let mut threads = Vec::new();
         let mut beats = Vec::new();
+        let mut open = OpenConnections::default();
         for number in 0..count {
             let beat = Arc::new(AtomicU64::new(0));
             beats.push(beat.clone());
+            let tasks = TaskTracker::new();
+            open.0.push(tasks.clone());
             let shared = shared.clone();
             let name = format!("hie-accept-{number}");
-            threads.push(std::thread::Builder::new().name(name).spawn(move || keep_running(number, &shared, &beat))?);
+            threads.push(std::thread::Builder::new().name(name).spawn(move || keep_running(number, &shared, &beat, &tasks))?);
         }
-        Ok(Self { threads, beats })
+        Ok(Self { threads, beats, open })
     }
 
     /// Each instance's count of seconds lived; one that stands still hangs.
     pub fn beats(&self) -> Vec<u64> {
         self.beats.iter().map(|b| b.load(Relaxed)).collect()
+    }
+
+    /// What counts their connections.
+    pub fn connections(&self) -> OpenConnections {
+        self.open.clone()
     }
 
     /// Waits for all of them; they end after `drain`.
@@ -74,23 +94,25 @@ impl Instances {
     }
 }
 
-fn keep_running(number: usize, shared: &Shared, beat: &AtomicU64) {
+/// What is said of a panic; its place is in the line that the hook wrote.
+const PANICKED: &str = "panicked; the place is in the log";
+
+fn keep_running(number: usize, shared: &Shared, beat: &AtomicU64, tasks: &TaskTracker) {
     while !shared.drain.is_cancelled() {
-        let lived = std::panic::catch_unwind(AssertUnwindSafe(|| live(number, shared, beat)));
+        let lived = std::panic::catch_unwind(AssertUnwindSafe(|| live(number, shared, beat, tasks)));
         let error = match lived {
             Ok(Ok(())) => return,
             Ok(Err(error)) => error.to_string(),
-            Err(_) => "panicked; the place is in the log".to_owned(),
+            Err(_) => PANICKED.to_owned(),
         };
         events::InstanceRestarts { number, error: &error }.emit();
         std::thread::sleep(Duration::from_millis(100));
     }
 }
 
-fn live(number: usize, shared: &Shared, beat: &AtomicU64) -> std::io::Result<()> {
+fn live(number: usize, shared: &Shared, beat: &AtomicU64, tasks: &TaskTracker) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ports = (shared.open)(number)?;
-    let tasks = TaskTracker::new();
     runtime.block_on(async {
         let mut servers = tokio::task::JoinSet::new();
         for (port, listener) in ports {
@@ -107,13 +129,21 @@ fn live(number: usize, shared: &Shared, beat: &AtomicU64) -> std::io::Result<()>
                 servers.spawn(folder::watch(config.clone(), shared.intake.clone(), shared.drain.clone()));
             }
         }
+        #[cfg(feature = "break-panic")]
+        servers.spawn(crate::engine::broken::listener());
         let mut seconds = tokio::time::interval(Duration::from_secs(1));
         loop {
             tokio::select! {
-                _ = seconds.tick() => { beat.fetch_add(1, Relaxed); }
+                _ = seconds.tick() => {
+                    beat.fetch_add(1, Relaxed);
+                    #[cfg(feature = "break-panic")]
+                    crate::engine::broken::instance();
+                }
                 ended = servers.join_next(), if !servers.is_empty() => {
                     if !shared.drain.is_cancelled() {
-                        let why = match ended { Some(Err(e)) => e.to_string(), _ => "a listener ended".into() };
+                        // Without the error's own text: it repeats what the panic said.
+                        let panicked = matches!(&ended, Some(Err(e)) if e.is_panic());
+                        let why = if panicked { PANICKED } else { "a listener ended" };
                         return Err(std::io::Error::other(why));
                     }
                 }

@@ -1,5 +1,6 @@
 //! The composition root: configuration to a running node, until it is drained. The only module that knows every part.
 
+mod drain;
 mod instances;
 mod outbound;
 mod pauses;
@@ -68,28 +69,39 @@ pub fn run(loaded: &Loaded, listeners: Arc<Listeners>, upgrade: &Upgrade) -> Res
     let started = Instant::now();
     crate::telemetry::uptime();
     let config = &loaded.config;
-    let node = Node::build(config, &listeners)?;
     let supervisor = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
     let ended = supervisor.block_on(async {
+        // After an upgrade in place systemd's watchdog runs already, and reading a large ledger takes its time.
+        let node = tokio::select! {
+            node = build(config.clone(), listeners) => node?,
+            never = systemd::watchdog(|| true) => match never {},
+        };
         let mut signals = Signals::new().context("signals cannot be taken over")?;
         let took_ms = started.elapsed().as_millis() as u64;
         let channels = node.engine.channels().len();
         events::Ready { store: &config.node.store, channels, instances: config.node.cluster.instances(), took_ms }.emit();
         systemd::ready("accepting");
-        let ended = tokio::select! {
-            ended = node.until_told(&mut signals, config, upgrade) => ended,
-            never = feed_watchdog(&node) => match never {},
+        let (ended, signalled) = tokio::select! {
+            told = node.until_told(&mut signals, config, upgrade) => told,
+            never = systemd::watchdog(|| node.lives()) => match never {},
         };
-        anyhow::Ok(ended)
-    })?;
-    node.end(config, ended, &supervisor);
-    Ok(ended)
+        Ok(drain::run(node, config, ended, signalled, &mut signals).await)
+    });
+    // After a drain that was cut short its work may still block; the process ends without it.
+    supervisor.shutdown_background();
+    ended
 }
 
-/// Never resolves: without a watchdog there is nothing to feed.
-async fn feed_watchdog(node: &Node) -> std::convert::Infallible {
-    systemd::watchdog(|| node.lives()).await;
-    std::future::pending().await
+/// [`Node::build`], which blocks, on a thread of its own.
+async fn build(config: Config, listeners: Arc<Listeners>) -> Result<Node, StartError> {
+    match tokio::task::spawn_blocking(move || Node::build(&config, &listeners)).await {
+        Ok(built) => built,
+        // The hook has said where; the command line ends with the code for a bug.
+        Err(stopped) => match stopped.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(StartError::Unavailable(anyhow::anyhow!("the start was stopped"))),
+        },
+    }
 }
 
 struct Node {
@@ -171,31 +183,50 @@ impl Node {
         Ok(Self { engine, directory, ledger, instances, delivery, admin, drain, stop_admin, beats })
     }
 
-    async fn until_told(&self, signals: &mut Signals, config: &Config, upgrade: &Upgrade) -> Ended {
+    /// Works until it is told to end: how, and whether by a signal.
+    async fn until_told(&self, signals: &mut Signals, config: &Config, upgrade: &Upgrade) -> (Ended, bool) {
+        let mut preflight: Option<tokio::task::JoinHandle<bool>> = None;
         loop {
+            let checked = async {
+                match &mut preflight {
+                    Some(task) => task.await.unwrap_or(false),
+                    None => std::future::pending().await,
+                }
+            };
             let signal = tokio::select! {
                 signal = signals.next() => signal,
                 // The management API asked for it.
-                () = self.drain.cancelled() => Signal::Terminate,
+                () = self.drain.cancelled() => {
+                    events::Draining { why: "told to stop" }.emit();
+                    return (Ended::Stopped, false);
+                }
+                passed = checked => {
+                    preflight = None;
+                    // A refusal is in the log; the node goes on as it is.
+                    if !passed {
+                        continue;
+                    }
+                    systemd::reloading();
+                    events::Draining { why: "upgrade in place" }.emit();
+                    return (Ended::Upgrade, false);
+                }
             };
             match signal {
                 Signal::Terminate | Signal::Interrupt => {
                     events::Draining { why: "told to stop" }.emit();
-                    return Ended::Stopped;
+                    return (Ended::Stopped, true);
                 }
                 Signal::Reload => {
                     systemd::reloading();
                     reload::all(config, &self.engine, &self.directory);
                     systemd::ready("accepting");
                 }
-                // The refusal is in the log; the node goes on as it is.
-                Signal::Upgrade => {
-                    if upgrade.preflight().is_ok() {
-                        systemd::reloading();
-                        events::Draining { why: "upgrade in place" }.emit();
-                        return Ended::Upgrade;
-                    }
+                Signal::Upgrade if preflight.is_none() => {
+                    let upgrade = upgrade.clone();
+                    // The new binary may take its time; signals and the watchdog do not wait for it.
+                    preflight = Some(tokio::task::spawn_blocking(move || upgrade.preflight().is_ok()));
                 }
+                Signal::Upgrade => {}
             }
         }
     }
@@ -209,30 +240,6 @@ impl Node {
             *last = (Instant::now(), now);
         }
         last.0.elapsed() < Duration::from_secs(10) && self.ledger.is_alive()
-    }
-
-    fn end(self, config: &Config, ended: Ended, supervisor: &tokio::runtime::Runtime) {
-        let limit = config.node.drain_timeout;
-        if ended == Ended::Stopped {
-            systemd::stopping(limit + Duration::from_secs(10));
-        }
-        // Balancers see it before the first connection is refused.
-        self.engine.announce_drain();
-        self.drain.cancel();
-        // Gateways first: what they have in hand may still need deliveries (proxy mode).
-        self.instances.join();
-        supervisor.block_on(async {
-            // What is not over in time is delivered again at the next start.
-            let _ = tokio::time::timeout(limit, self.engine.drain()).await;
-        });
-        let pending = self.engine.pending();
-        self.stop_admin.cancel();
-        self.delivery.shutdown_timeout(Duration::from_secs(5));
-        self.ledger.close();
-        for thread in self.admin {
-            let _ = thread.join();
-        }
-        events::Stopped { pending }.emit();
     }
 }
 

@@ -59,19 +59,21 @@ pub(super) fn serve_admin(
     stop: &CancellationToken,
 ) -> anyhow::Result<Vec<JoinHandle<()>>> {
     let mut threads = Vec::new();
+    // Before anything says that the node is ready: who waits for that may ask the management API next.
+    let file = config.admin.token_file.clone().unwrap_or_else(|| config.node.store.join("admin-token"));
+    let token = Token::load_or_create(&file).context("the management API's token")?.0;
     if let Some(listener) = listeners.one("health")? {
         let engine = engine.clone();
         threads.push(admin::health::spawn(listener, Arc::new(move || engine.not_ready()), stop.clone())?);
     }
     if let Some(listener) = listeners.one("admin")? {
-        let file = config.admin.token_file.clone().unwrap_or_else(|| config.node.store.join("admin-token"));
         let state = AdminState {
             control: engine.clone(),
             records: ledger.clone(),
             directory: directory.clone(),
             channels: config.node.channels.clone(),
             clients: config.node.clients.clone(),
-            token: Token::load_or_create(&file).context("the management API's token")?.0,
+            token,
             info: Info {
                 node: config.node.name.clone(),
                 domain: config.node.domain.clone(),

@@ -4,6 +4,7 @@ use super::{configuration::ConfigArgs, exit::Failure, output, sample};
 use crate::{
     channel::{self, Channel, client::Client},
     config::{self, Loaded},
+    ledger,
 };
 use clap::Args;
 use serde_json::json;
@@ -17,7 +18,8 @@ Examples:
   hie check --config /etc/hie/hie.toml
   hie check --config hie.toml --json | jq '.values[] | select(.origin != \"default\")'
 
-Ends with 65 when anything is wrong, and says all of it at once.")]
+Ends with 65 when anything is wrong, and says all of it at once; with 69 when the store was written by a release whose
+tables this one does not read.")]
 pub struct CheckArgs {
     #[command(flatten)]
     config: ConfigArgs,
@@ -32,6 +34,8 @@ pub struct CheckArgs {
 pub(super) fn main(args: CheckArgs) -> Result<(), Failure> {
     let loaded = args.config.load(&[])?;
     let (channels, clients) = contents(&loaded)?;
+    // A binary that is asked whether it could take over must be able to read what is stored.
+    ledger::readable(&loaded.config.node.store.join("ledger")).map_err(Failure::unavailable)?;
     let warnings = warnings(&loaded, &channels, &clients);
     if args.json {
         return print_json(&loaded, &channels, &clients, &warnings);

@@ -4,7 +4,7 @@ mod report;
 
 use super::{check, configuration::ConfigArgs, exit::Failure, output};
 use crate::{
-    channel::{Set, client::ANONYMOUS},
+    channel::{Set, client::ANONYMOUS, load::nearest},
     config::Config,
     engine::{
         content::Content,
@@ -92,11 +92,13 @@ pub(super) fn main(args: &TryArgs) -> Result<(), Failure> {
 
     let mut reports = Vec::new();
     for body in messages(&sample) {
-        let arrival = arrival(args, &loaded.config, &body);
+        let (protocol, listener) = listener(args, &loaded.config, &body)?;
+        let arrival = arrival(args, &loaded.config, &body, protocol, listener);
         if arrival.client.as_ref() != ANONYMOUS && !directory.clients().iter().any(|c| c.name == *arrival.client) {
             return Err(Failure::usage(format!("no client is called \"{}\"; `hie check` lists them", arrival.client)));
         }
-        let view = charset::view(&body, None);
+        let mllp = loaded.config.mllp.iter().find(|m| protocol == Protocol::Mllp && m.name == listener);
+        let view = charset::view(&body, mllp.and_then(|m| charset::encoding(&m.charset)));
         reports.push(match Content::read(&arrival, &body, &view, true) {
             Ok(content) => Report::new(&arrival, &body, &content, &set, &directory, &loaded.config),
             Err(refusal) => Report::unreadable(&arrival, &body, &refusal),
@@ -154,21 +156,35 @@ fn is_hl7(body: &[u8]) -> bool {
     [b"MSH", b"FHS", b"BHS"].iter().any(|segment| body.starts_with(*segment))
 }
 
+/// How the sample would come, and through which listener or watched folder. A listener that is named says the protocol
+/// too; one that the configuration does not have is told with those that it has.
+fn listener<'a>(args: &'a TryArgs, config: &'a Config, body: &[u8]) -> Result<(Protocol, &'a str), Failure> {
+    let mut known: Vec<(Protocol, &str)> = vec![(Protocol::Http, "http"), (Protocol::Http, "https")];
+    known.extend(config.mllp.iter().map(|m| (Protocol::Mllp, m.name.as_str())));
+    known.extend(config.file.iter().map(|f| (Protocol::File, f.name.as_str())));
+    let asked = args.protocol.map(|by| match by {
+        By::Mllp => Protocol::Mllp,
+        By::Http => Protocol::Http,
+        By::File => Protocol::File,
+    });
+    let Some(name) = &args.listener else {
+        let protocol = asked.unwrap_or(if is_hl7(body) { Protocol::Mllp } else { Protocol::Http });
+        let first = known.iter().find(|(by, _)| *by == protocol);
+        return Ok((protocol, first.map_or("none", |(_, name)| name)));
+    };
+    known.retain(|(by, _)| asked.is_none_or(|asked| asked == *by));
+    if let Some(found) = known.iter().find(|(_, known)| known == name) {
+        return Ok(*found);
+    }
+    let of = asked.map_or(String::new(), |by| format!(" for {}", by.as_str()));
+    let names: Vec<&str> = known.iter().map(|(_, name)| *name).collect();
+    let meant = nearest(name, names.iter().copied()).map_or(".".into(), |near| format!("; did you mean \"{near}\"?"));
+    let list = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+    Err(Failure::usage(format!("no listener{of} is called \"{name}\"{meant} Listeners{of}: {list}")))
+}
+
 /// The sample as a gateway would hand it over.
-fn arrival(args: &TryArgs, config: &Config, body: &Bytes) -> Arrival {
-    let protocol = match args.protocol {
-        Some(By::Mllp) => Protocol::Mllp,
-        Some(By::Http) => Protocol::Http,
-        Some(By::File) => Protocol::File,
-        None if is_hl7(body) => Protocol::Mllp,
-        None => Protocol::Http,
-    };
-    let first = match protocol {
-        Protocol::Mllp => config.mllp.first().map(|m| m.name.as_str()).unwrap_or("mllp"),
-        Protocol::Http => "http",
-        Protocol::File => config.file.first().map(|f| f.name.as_str()).unwrap_or("folder"),
-    };
-    let listener = args.listener.as_deref().unwrap_or(first);
+fn arrival(args: &TryArgs, config: &Config, body: &Bytes, protocol: Protocol, listener: &str) -> Arrival {
     let given = match protocol {
         Protocol::Mllp => config.mllp.iter().find(|m| m.name == listener).and_then(|m| m.client.as_deref()),
         Protocol::Http => None,

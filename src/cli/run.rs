@@ -31,7 +31,7 @@ Examples:
   hie run --config /etc/hie/hie.toml --cluster auto
   HIE_MLLP__LISTEN=0.0.0.0:2575 hie run --log json
 
-Signals: TERM and INT drain and end; HUP reads channels and clients again; USR2 drains and goes on as the binary that
+Signals: TERM and INT drain and end, a second one ends at once; HUP reads channels and clients again; USR2 drains and goes on as the binary that
 is on disk then, without refusing a connection.")]
 pub struct RunArgs {
     #[command(flatten)]

@@ -1,6 +1,7 @@
 //! What a configuration that can be read may still get wrong.
 
-use super::{Config, Origin, Origins, ServerTls, error::Problem};
+use super::{Config, Origin, Origins, ServerTls, error::Problem, nearest::nearest};
+use crate::message::hl7::charset;
 use bytesize::ByteSize;
 use std::{collections::BTreeMap, net::SocketAddr, path::Path, time::Duration};
 
@@ -168,6 +169,9 @@ impl Check<'_> {
             self.time(&key("frame_timeout"), mllp.frame_timeout, ms, HOUR);
             self.time(&key("idle_timeout"), mllp.idle_timeout, Duration::ZERO, 365 * DAY);
             self.size(&key("max_frame"), mllp.max_frame, ByteSize::kib(1), ByteSize::gib(4));
+            if charset::encoding(&mllp.charset).is_none() {
+                self.problem(&key("charset"), unknown_charset(&mllp.charset));
+            }
             let given = self.origins.get(&key("max_frame")) != Origin::Default;
             if given && mllp.max_frame > limits.max_body {
                 let text = format!("{} is more than limits.max_body allows ({})", mllp.max_frame, limits.max_body);
@@ -245,6 +249,15 @@ impl Check<'_> {
             }
         }
     }
+}
+
+fn unknown_charset(label: &str) -> String {
+    let known = nearest(label.trim(), charset::NAMES.iter().copied()).filter(|_| !label.trim().is_empty());
+    let known = known.map_or("UTF-8", |(name, _)| name);
+    format!(
+        "unknown charset \"{label}\"; the nearest known one is \"{known}\"; names are those of HL7 table 0211 (\"8859/1\") and of \
+         IANA (\"UTF-8\", \"windows-1252\")"
+    )
 }
 
 /// Every address that is listened on, with its key.

@@ -3,13 +3,16 @@
 use super::{Config, ServerTls, WatchedFolder};
 use figment::value::{Dict, Value};
 
-/// The candidate most like `word`, with its likeness from 0 to 1.
+/// The candidate most like `word`, whatever the case of either, with its likeness from 0 to 1.
 pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<(&'a str, f64)> {
     let word = word.to_lowercase();
     candidates
         .into_iter()
-        .map(|c| (c, strsim::jaro_winkler(&word, c).max(strsim::normalized_damerau_levenshtein(&word, c))))
-        .max_by(|a, b| a.1.total_cmp(&b.1))
+        .map(|candidate| {
+            let c = candidate.to_lowercase();
+            (candidate, strsim::jaro_winkler(&word, &c).max(strsim::normalized_damerau_levenshtein(&word, &c)))
+        })
+        .reduce(|best, next| if next.1 > best.1 { next } else { best })
 }
 
 /// What to say about an unknown key, `known` being the keys at its place.

@@ -162,6 +162,11 @@ fn mistakes_in_variables_name_the_variable() {
     let told = |pairs: &[(&str, &str)]| load(None, env(pairs), &[]).expect_err("a mistake").to_string();
     assert_eq!(told(&[("HIE_NODE__STROE", "x")]), "HIE_NODE__STROE: sets no known key; did you mean HIE_NODE__STORE?");
     assert!(told(&[("HIE_NOED__STORE", "x")]).contains("did you mean HIE_NODE__STORE?"));
+    let foreign = told(&[("HIE_FOO__BAR", "x")]);
+    assert!(foreign.contains("there is no section [foo]; sections are ") && !foreign.contains("did you mean"), "{foreign}");
+    assert!(foreign.contains("http") && foreign.contains("ledger"), "{foreign}");
+    let unlike = told(&[("HIE_ADMIN__COLOUR", "x")]);
+    assert!(unlike.contains("known are ") && unlike.contains("HIE_ADMIN__LISTEN"), "{unlike}");
     assert!(told(&[("HIE_HTTP__MAX_CONNECTIONS", "many")]).starts_with("HIE_HTTP__MAX_CONNECTIONS: http.max_connections:"));
     assert!(told(&[("HIE_HTTP__ALLOW_IPS", "here")]).starts_with("HIE_HTTP__ALLOW_IPS: http.allow_ips"));
     assert!(told(&[("HIE_MLLP__LISTN", "x")]).contains("HIE_MLLP__LISTEN"));

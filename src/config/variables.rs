@@ -93,13 +93,26 @@ fn set(layer: &mut Layer, key: &str, separator: &str, text: &str, place: Origin,
     problems.push(Problem::new(place, "is below a key that another variable sets to a plain value"));
 }
 
-/// Name of the nearest variable to one that sets nothing known.
+/// What to say of a variable that sets nothing known: the nearest one where it is near enough to be meant, else what
+/// there is.
 pub(super) fn unknown_variable(name: &OsStr) -> String {
-    let name = name.to_string_lossy();
-    let known: Vec<String> =
-        everywhere().into_iter().map(|(section, key)| format!("hie_{}__{key}", section.replace('.', "__"))).collect();
-    match nearest(&name, known.iter().map(String::as_str)) {
-        Some((best, _)) => format!("sets no known key; did you mean {}?", best.to_uppercase()),
-        None => "sets no known key".into(),
+    let name = name.to_string_lossy().to_uppercase();
+    let rest = name.strip_prefix("HIE_").unwrap_or(&name);
+    let (section, key) = rest.rsplit_once("__").unwrap_or((rest, ""));
+    let variable = |section: &str, key: &str| format!("HIE_{}__{key}", section.replace('.', "__")).to_uppercase();
+    let all = everywhere();
+    // Section and key by themselves: a long common beginning says nothing about the rest.
+    let likeness = |word: &str, known: &str| nearest(word, [known]).map_or(0.0, |(_, likeness)| likeness);
+    let near = all.iter().map(|(s, k)| (variable(s, k), likeness(section, &s.replace('.', "__")).min(likeness(key, k))));
+    if let Some((best, _)) = near.max_by(|a, b| a.1.total_cmp(&b.1)).filter(|(_, likeness)| *likeness >= 0.75) {
+        return format!("sets no known key; did you mean {best}?");
     }
+    let keys: Vec<String> =
+        all.iter().filter(|(s, _)| s.replace('.', "__").eq_ignore_ascii_case(section)).map(|(s, k)| variable(s, k)).collect();
+    if !keys.is_empty() {
+        return format!("sets no known key; known are {}", keys.join(", "));
+    }
+    let mut sections: Vec<&str> = all.iter().map(|(s, _)| s.split('.').next().unwrap_or(s)).collect();
+    sections.dedup();
+    format!("sets no known key: there is no section [{}]; sections are {}", section.to_lowercase(), sections.join(", "))
 }

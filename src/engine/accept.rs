@@ -81,6 +81,8 @@ impl Engine {
             Incoming::Whole(bytes) => (bytes.clone(), true),
             Incoming::Stream { head, .. } | Incoming::Refused { head, .. } => (head.clone(), false),
         };
+        #[cfg(feature = "break-panic")]
+        super::broken::provoke(&head);
         let matched = match self.examine(&mut arrival, id, &head, complete) {
             Ok(matched) => matched,
             Err((refusal, envelope, storage)) => {

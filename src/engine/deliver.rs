@@ -68,6 +68,11 @@ impl RouteWorker {
                     Ok(Err(_)) | Err(_) => (reply.target, judgement, Collected::default()),
                 }
             }
+            // The store's fault: nothing that the route's rules for receivers speak of.
+            Err(error @ SendError::Unreadable { .. }) => {
+                let envelope = message.envelope();
+                return self.not_attempted(envelope.id, message.seq, envelope.received_ms, number, error.to_string());
+            }
             Err(error) => (target_of(&error), judge::judge(&self.route, Err(&error)), Collected::default()),
         };
         let envelope = message.envelope();
@@ -161,6 +166,7 @@ pub(super) fn target_of(error: &SendError) -> String {
     match error {
         SendError::NotSent { target, .. }
         | SendError::Unsendable { target, .. }
+        | SendError::Unreadable { target, .. }
         | SendError::Broken { target, .. }
         | SendError::Timeout { target, .. } => target.clone(),
     }

@@ -3,6 +3,8 @@
 
 mod accept;
 pub mod backoff;
+#[cfg(feature = "break-panic")]
+pub mod broken;
 pub mod content;
 mod control;
 pub mod deliver;

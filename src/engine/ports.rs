@@ -257,6 +257,9 @@ pub enum SendError {
     /// does not fit the target): it is set aside, and the route goes on.
     #[error("{target}: {reason}")]
     Unsendable { target: String, reason: String },
+    /// The message's bytes cannot be read back from the store: no fault of the receiver, which may have seen a part.
+    #[error("{target}: {reason}")]
+    Unreadable { target: String, reason: String },
     /// Sent at least in part, no usable answer (broken connection, garbage, an acknowledgment for another message).
     #[error("{target}: {reason}")]
     Broken { target: String, reason: String },

@@ -149,7 +149,7 @@ impl Exchange {
             SendError::NotSent { .. } => (502, Refusal::Upstream("not reached".into())),
             // The sender's to mend: trying again leads nowhere.
             SendError::Unsendable { reason, .. } => (400, Refusal::Unsendable(reason.clone())),
-            SendError::Broken { .. } => (502, Refusal::Upstream("broke off".into())),
+            SendError::Broken { .. } | SendError::Unreadable { .. } => (502, Refusal::Upstream("broke off".into())),
         };
         let target = target_of(&error);
         self.record_attempt(target, Outcome::Failed, 0, String::new(), error.to_string());

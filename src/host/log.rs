@@ -6,7 +6,7 @@ use tracing_subscriber::{EnvFilter, Layer, filter::filter_fn, layer::SubscriberE
 /// The forms of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
-    /// The journal when standard error is connected to it, else text.
+    /// The journal when standard error is connected to it and its socket answers, else text.
     #[default]
     Auto,
     /// Text on standard error; with colour on a terminal (unless `NO_COLOR` is set).
@@ -50,26 +50,24 @@ pub fn init(format: Format, filter: Option<&str>) -> Result<(), LogError> {
     });
     let registry = tracing_subscriber::registry().with(filter);
     let text = || tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    let done = match resolve(format) {
-        Format::Journald => {
-            let journal = tracing_journald::layer()?.with_field_prefix(Some("HIE".into()));
-            registry.with(journal.with_syslog_identifier("hie".into()).with_filter(own)).try_init()
-        }
+    let journal = match format {
+        Format::Journald => Some(tracing_journald::layer()?),
+        // Where its socket is not to be had (a container that has only standard error), text reaches the journal too.
+        Format::Auto if on_journal() => tracing_journald::layer().ok(),
+        _ => None,
+    };
+    if let Some(journal) = journal {
+        let journal = journal.with_field_prefix(Some("HIE".into())).with_syslog_identifier("hie".into());
+        return registry.with(journal.with_filter(own)).try_init().map_err(|_| LogError::Twice);
+    }
+    let done = match format {
         Format::Json => registry.with(text().json().flatten_event(true).with_filter(own)).try_init(),
-        Format::Text | Format::Auto => {
+        _ => {
             let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
             registry.with(text().with_ansi(colour).with_filter(own)).try_init()
         }
     };
     done.map_err(|_| LogError::Twice)
-}
-
-fn resolve(format: Format) -> Format {
-    match format {
-        Format::Auto if on_journal() => Format::Journald,
-        Format::Auto => Format::Text,
-        given => given,
-    }
 }
 
 /// Is standard error the stream that systemd connected to the journal? (`JOURNAL_STREAM`, systemd.exec(5))

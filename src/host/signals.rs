@@ -7,7 +7,7 @@ use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
 /// What somebody asks of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
-    /// TERM: drain and end.
+    /// TERM: drain and end; a second one ends at once.
     Terminate,
     /// INT (Ctrl-C): drain and end; a second one ends at once.
     Interrupt,

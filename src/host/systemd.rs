@@ -1,7 +1,7 @@
 //! What systemd is told, and asks. Without systemd every call does nothing.
 
 use sd_notify::NotifyState;
-use std::time::Duration;
+use std::{convert::Infallible, time::Duration};
 
 /// The node can accept durably.
 pub fn ready(status: &str) {
@@ -28,7 +28,7 @@ pub fn stopping(extend: Duration) {
 }
 
 /// Feeds the watchdog twice per interval, as long as `healthy` says so. Never returns, also when none is set.
-pub async fn watchdog(healthy: impl Fn() -> bool + Send) {
+pub async fn watchdog(healthy: impl Fn() -> bool) -> Infallible {
     let Some(interval) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
     let mut ticks = tokio::time::interval((interval / 2).max(Duration::from_millis(1)));
     loop {

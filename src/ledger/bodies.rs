@@ -44,23 +44,27 @@ fn step(core: &Core, seq: Seq, state: State) -> (Option<Item>, State) {
                 let (pieces, transient) = read::pieces(seq, &body);
                 (pieces.into(), transient)
             }
-            Err(e) => return (Some(Err(told(core, seq, e))), State::End),
+            Err(e) => return (Some(Err(told(core, seq, false, e))), State::End),
         },
     };
     match left.pop_front() {
         None => (None, State::End),
         Some(piece) => match read::piece(core, piece, transient) {
             Ok(bytes) => (Some(Ok(bytes)), State::Pieces(left, transient)),
-            Err(e) => (Some(Err(told(core, piece, e))), State::End),
+            Err(e) => (Some(Err(told(core, piece, transient, e))), State::End),
         },
     }
 }
 
-fn told(core: &Core, seq: Seq, e: ReadError) -> io::Error {
+fn told(core: &Core, seq: Seq, transient: bool, e: ReadError) -> io::Error {
     match e {
         ReadError::Gone => io::Error::new(io::ErrorKind::NotFound, "the body is no longer stored"),
         ReadError::File(e) => {
-            super::damage::noticed(core, seq, &e);
+            if transient {
+                super::damage::noticed_transient(core, seq, &e);
+            } else {
+                super::damage::noticed(core, seq, &e);
+            }
             io::Error::other(format!("the body cannot be read: {e}"))
         }
     }

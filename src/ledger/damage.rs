@@ -65,13 +65,23 @@ pub fn view(core: &Core, first: Seq, error: &str) {
     core.folder_bell.ring();
 }
 
-/// Reading something under `seq` failed: damage is told, the rest of the file stays in use.
+/// Reading something under `seq` in the log failed: damage is told, the rest of the file stays in use.
 pub fn noticed(core: &Core, seq: Seq, error: &FileError) {
+    let file = core.catalog.holding(seq).map_or_else(|| "log".to_owned(), |s| name(&s.log));
+    in_part(core, &file, error, "what can be read stays in use; restore the file from a backup");
+}
+
+/// As [`noticed`], for short-lived bodies.
+pub fn noticed_transient(core: &Core, seq: Seq, error: &FileError) {
+    let file = core.transients.path_of(seq).map_or_else(|| "transient".to_owned(), |path| name(&path));
+    in_part(core, &file, error, "messages that wait with bodies in it are parked: discard them and have them sent again");
+}
+
+/// A line for the first of them; each message that waits in a file finds the same damage again, which is counted only.
+fn in_part(core: &Core, file: &str, error: &FileError, action: &str) {
     let FileError::Damaged(error) = error else { return };
-    let file = core.catalog.holding(seq).map_or_else(|| "transient".to_owned(), |s| name(&s.log));
-    let action = "what can be read stays in use; restore the file from a backup";
-    event::DamageFound { file: &file, error: &error.0, action }.emit();
-    core.problems.add(&file, format!("damaged in part: {error}; {action}"));
+    let first = core.problems.add(file, format!("damaged in part: {error}; {action}"));
+    event::DamageAgain { damage: event::DamageFound { file, error: &error.0, action }, first }.emit();
 }
 
 /// A closed segment's file of keys is damaged: the view has the same keys, less quickly.

@@ -10,6 +10,20 @@ use std::path::Path;
 
 const NAME: &str = "marks.json";
 
+/// The notes as they are written: with the release that did, for one that cannot read the logs.
+#[derive(Serialize)]
+struct Written<'a> {
+    release: &'static str,
+    #[serde(flatten)]
+    marks: &'a Marks,
+}
+
+/// Which release wrote the notes of a ledger last; `None` when they do not say.
+pub fn release(dir: &Path) -> Option<String> {
+    let notes: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.join(NAME)).ok()?).ok()?;
+    Some(notes.get("release")?.as_str()?.to_owned())
+}
+
 /// The notes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -32,7 +46,8 @@ impl Marks {
     pub fn save(&self, dir: &Path) -> io::Result<()> {
         let new = dir.join(format!("{NAME}.new"));
         let mut file = std::fs::File::create(&new)?;
-        file.write_all(&serde_json::to_vec(self)?)?;
+        let written = Written { release: env!("CARGO_PKG_VERSION"), marks: self };
+        file.write_all(&serde_json::to_vec(&written)?)?;
         file.sync_all()?;
         std::fs::rename(&new, dir.join(NAME))?;
         sync_dir(dir)

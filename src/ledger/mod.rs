@@ -43,6 +43,7 @@ mod text;
 mod ticket;
 mod transient;
 mod transient_writer;
+mod version;
 mod view;
 mod view_row;
 mod writer;
@@ -52,6 +53,7 @@ pub use problems::Problem;
 pub use query::{Detail, Query, Row, SearchError};
 pub use sql::{Damage, FileError};
 pub use stats::Stats;
+pub use version::check as readable;
 
 use crate::config;
 use crate::engine::fact::{BodyRef, Seq};
@@ -95,6 +97,14 @@ pub enum OpenError {
     /// A file in it cannot be used, and not because it is damaged (those are set aside).
     #[error("{file} cannot be opened: {source}; check its owner and the space on its disk")]
     File { file: PathBuf, source: FileError },
+    /// A file was written by another release, whose tables differ. No file was changed.
+    #[error(
+        "{file} was written by {}, with tables of version {found}; this is hie {}, which reads version {}; nothing was \
+         changed: start the release that wrote it, or name another store (node.store)",
+        release.as_deref().map_or("another release of hie".into(), |r| format!("hie {r}")), env!("CARGO_PKG_VERSION"),
+        sql::TABLES_VERSION
+    )]
+    Version { file: PathBuf, found: i64, release: Option<String> },
     /// Threads cannot be started.
     #[error("the ledger's threads cannot be started: {0}; raise the limit of processes")]
     Threads(std::io::Error),
@@ -133,6 +143,7 @@ impl Ledger {
     /// Opens the files and brings the views up to date. Damaged logs are set aside and told by [`Ledger::problems`];
     /// damaged or missing views are made again. Nothing is written to the log before [`Ledger::start`].
     pub fn open(options: Options) -> Result<Self, OpenError> {
+        version::check(&options.dir)?;
         open::probe(&options.dir).map_err(|source| OpenError::Directory { dir: options.dir.clone(), source })?;
         let open::Opened { core, active, folder, unchecked } = open::open(&options)?;
         let idle = Idle { active, folder, free_space: options.free_space, background: options.background, unchecked };

@@ -22,14 +22,17 @@ pub struct Problem {
 pub struct Problems(Mutex<VecDeque<Problem>>);
 
 impl Problems {
-    /// Adds one; the same text about the same file only once.
-    pub fn add(&self, what: &str, text: String) {
+    /// Adds one; the same text about the same file only once, with the time of the latest. True: it was not there.
+    pub fn add(&self, what: &str, text: String) -> bool {
         let mut all = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        let before = all.len();
         all.retain(|p| p.what != what || p.text != text);
+        let new = all.len() == before;
         if all.len() >= KEPT {
             all.pop_front();
         }
         all.push_back(Problem { at: super::core::now_ms(), what: what.to_owned(), text });
+        new
     }
 
     /// What was wrong with `what` is so no longer.

@@ -93,7 +93,12 @@ pub fn unfinished(core: &Core, rebuild: Rebuild<'_>, each: &mut dyn FnMut(Unfini
     Ok(())
 }
 
-/// The latest messages that have a resend key, oldest of them first.
+/// Rows whose sender was told that all is well: in proxy mode the upstream has answered so. (A flag of 1 is proxy mode.)
+/// What failed or is unknown is new when it comes again, as it was before the start.
+const ACKNOWLEDGED: &str = "resend IS NOT NULL AND (flags & 1 = 0 OR response BETWEEN 200 AND 299)";
+const _: () = assert!(super::view_row::flag::PROXY == 1);
+
+/// The latest messages that have a resend key and were acknowledged, oldest of them first.
 pub fn recent(core: &Core, rebuild: Rebuild<'_>, each: &mut dyn FnMut(Recent)) -> Result<(), FileError> {
     let window = i64::try_from(core.config.resend_window.as_millis()).unwrap_or(i64::MAX);
     let since = now_ms().saturating_sub(window);
@@ -106,7 +111,7 @@ pub fn recent(core: &Core, rebuild: Rebuild<'_>, each: &mut dyn FnMut(Recent)) -
         }
         let (from, found, reached) = mending(rebuild, &segment, || {
             core.with_view(&segment, |conn| {
-                let mut statement = conn.prepare("SELECT seq, at FROM tx WHERE resend IS NOT NULL ORDER BY seq DESC")?;
+                let mut statement = conn.prepare(&format!("SELECT seq, at FROM tx WHERE {ACKNOWLEDGED} ORDER BY seq DESC"))?;
                 let mut rows = statement.query([])?;
                 let (mut from, mut found, mut reached) = (Seq::MAX, 0, false);
                 while let Some(row) = rows.next()? {
@@ -130,8 +135,9 @@ pub fn recent(core: &Core, rebuild: Rebuild<'_>, each: &mut dyn FnMut(Recent)) -
         // Collected first: a view that turns out to be damaged on the way is read from its beginning again.
         let found = mending(rebuild, &segment, || {
             core.with_view(&segment, |conn| {
-                let mut statement =
-                    conn.prepare("SELECT resend, hash, id, at, seq FROM tx WHERE seq >= ?1 AND resend IS NOT NULL ORDER BY seq")?;
+                let mut statement = conn.prepare(&format!(
+                    "SELECT resend, hash, id, at, seq FROM tx WHERE seq >= ?1 AND {ACKNOWLEDGED} ORDER BY seq"
+                ))?;
                 let mut rows = statement.query([to_sql(from)])?;
                 let mut found = Vec::new();
                 while let Some(row) = rows.next()? {

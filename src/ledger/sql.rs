@@ -16,12 +16,12 @@ pub enum Form {
 }
 
 /// Version of the tables (`PRAGMA user_version`).
-const TABLES_VERSION: i64 = 1;
+pub const TABLES_VERSION: i64 = 1;
 
 /// Page size of logs. Larger pages need fewer writes for a large group, smaller ones less for a single message.
 pub const LOG_PAGE: u32 = 8192;
 /// Name of the log that waits to be used.
-const SPARE: &str = "spare.db";
+pub const SPARE: &str = "spare.db";
 const VIEW_PAGE: u32 = 4096;
 
 const LOG_TABLES: &str = "
@@ -222,6 +222,7 @@ fn check(conn: &Connection, form: Form) -> Result<(), FileError> {
     if id != form as i64 {
         return Err(Damage("not a file of this ledger (its application id is another)".into()).into());
     }
+    // Logs of another release were looked for before any file was opened; a view of one is made again.
     if version != TABLES_VERSION {
         return Err(Damage(format!("its tables have version {version}; this release reads {TABLES_VERSION}")).into());
     }

@@ -96,6 +96,25 @@ impl DrainForced {
     }
 }
 
+/// A drain was cut short by a second TERM or INT; the process ends at once.
+pub struct DrainCut {
+    /// Messages that wait for the next start.
+    pub pending: u64,
+    /// Connections cut, whose senders will send again.
+    pub connections: usize,
+}
+
+impl DrainCut {
+    /// Writes it.
+    pub fn emit(self) {
+        tracing::warn!(
+            pending = self.pending,
+            connections = self.connections,
+            "told to stop again: ended before the drain was over; what is pending goes on at the next start"
+        );
+    }
+}
+
 /// Everything is on disk; the process ends.
 pub struct Stopped {
     /// Messages that wait for the next start.
@@ -171,3 +190,8 @@ static RELOADS: LazyLock<Counter> =
     LazyLock::new(|| register("reloads", "Times channels and clients were read again.", Counter::default()));
 static RELOADS_REFUSED: LazyLock<Counter> =
     LazyLock::new(|| register("reloads_refused", "Reloads refused because of a mistake.", Counter::default()));
+
+/// Registers the metrics that nothing has touched yet: alert rules refer to them.
+pub(super) fn touch() {
+    let _ = (&*STARTS, &*RESTORED, &*DRAINING, &*RESTARTS, &*RELOADS, &*RELOADS_REFUSED);
+}

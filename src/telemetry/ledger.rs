@@ -29,6 +29,8 @@ static LOST_LATER: LazyLock<Counter> = LazyLock::new(|| {
 });
 static SPACE_STOPS: LazyLock<Counter> =
     LazyLock::new(|| counter("ledger_space_stops", "Times that accepting stopped for want of space"));
+static STORE_FULL: LazyLock<Gauge> =
+    LazyLock::new(|| gauge("store_full", "1 while nothing is accepted for want of space in the store"));
 static SEGMENTS: LazyLock<Gauge> = LazyLock::new(|| gauge("ledger_segments", "Segments of the ledger"));
 static BYTES: LazyLock<Gauge> = LazyLock::new(|| gauge("ledger_bytes", "Size of the ledger on disk"));
 static QUEUE_BYTES: LazyLock<Gauge> = LazyLock::new(|| gauge("ledger_queue_bytes", "Bytes waiting for the log's writer"));
@@ -45,7 +47,7 @@ pub(super) fn touch() {
     for counter in [&COMMITS, &RECORDS, &COMMIT_FAILURES, &LOST_LATER, &SPACE_STOPS, &REMOVED, &CARRIED, &DAMAGED, &REBUILT] {
         LazyLock::force(counter);
     }
-    for gauge in [&SEGMENTS, &BYTES, &QUEUE_BYTES, &LAG] {
+    for gauge in [&STORE_FULL, &SEGMENTS, &BYTES, &QUEUE_BYTES, &LAG] {
         LazyLock::force(gauge);
     }
     LazyLock::force(&COMMIT_SECONDS);
@@ -134,6 +136,7 @@ pub struct SpaceLow<'a> {
 impl SpaceLow<'_> {
     pub fn emit(self) {
         SPACE_STOPS.inc();
+        STORE_FULL.set(1);
         tracing::error!(reason = self.reason, "accepting stops");
     }
 }
@@ -143,6 +146,7 @@ pub struct SpaceBack;
 
 impl SpaceBack {
     pub fn emit(self) {
+        STORE_FULL.set(0);
         tracing::info!("enough space again: accepting goes on");
     }
 }
@@ -184,6 +188,22 @@ impl DamageFound<'_> {
     pub fn emit(self) {
         DAMAGED.inc();
         tracing::error!(file = self.file, error = self.error, action = self.action, "damage in the ledger");
+    }
+}
+
+/// Damage that may have been found before. Metric, and a line for the first time.
+pub struct DamageAgain<'a> {
+    pub damage: DamageFound<'a>,
+    pub first: bool,
+}
+
+impl DamageAgain<'_> {
+    pub fn emit(self) {
+        if self.first {
+            self.damage.emit();
+        } else {
+            DAMAGED.inc();
+        }
     }
 }
 

@@ -5,19 +5,24 @@
 //! - [`sender`]: connections that remember what was acknowledged and send again what was not
 //! - [`receiver`]: receivers that remember what came in which order, and fail as they are told
 //! - [`channels`], [`ledger`]: channel files, and what the management API tells of transactions
+//! - [`canary`]: strings that nothing may tell, and the search for them
 //! - [`chaos`]: kill -9 at random moments
 //! - [`checker`]: acknowledged ⊆ delivered, order per key, doubles; prints the counts, fails with the offenders
 //! - [`wire`], [`http`], [`peer`]: MLLP framing, HL7 fields and HTTP/1.1, just enough and on their own
 //! - [`scenario`]: the durability and order runs, for the real build and the broken ones
-//! - [`trace`]: what strace saw, read
+//! - [`broken`]: the deliberately broken builds; [`journal`]: stand-ins for journald and systemd
+//! - [`trace`]: what strace saw, read; [`traced`]: the run that it watched, and its judge
 //! - [`rng`]: seeded chance; `HIE_SEED` repeats a run
 #![allow(dead_code, unused_imports)] // each test uses a part of it
 
+pub mod broken;
+pub mod canary;
 pub mod channels;
 pub mod chaos;
 pub mod checker;
 pub mod corpus;
 pub mod http;
+pub mod journal;
 pub mod ledger;
 pub mod node;
 pub mod peer;
@@ -26,6 +31,7 @@ pub mod rng;
 pub mod scenario;
 pub mod sender;
 pub mod trace;
+pub mod traced;
 pub mod wire;
 
 pub use checker::{Doubles, check};

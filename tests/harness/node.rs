@@ -364,11 +364,9 @@ impl Node {
 
     // === management ===
 
-    /// The management API's token. At the first start it is written a moment after the node is ready.
+    /// The management API's token, written before the node says that it is ready.
     pub fn token(&self) -> String {
-        let read = || fs::read_to_string(&self.token_file).unwrap_or_default().trim().to_owned();
-        wait_until(Duration::from_secs(5), || !read().is_empty());
-        read()
+        fs::read_to_string(&self.token_file).unwrap_or_default().trim().to_owned()
     }
 
     pub fn admin(&self, method: &str, path: &str, body: &str) -> std::io::Result<Response> {

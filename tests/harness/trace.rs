@@ -113,6 +113,14 @@ impl Story {
         story
     }
 
+    /// The files below the store whose name begins so and into which a token was written.
+    pub fn files<'s>(&'s self, prefix: &'s str) -> impl Iterator<Item = &'s str> {
+        let all: std::collections::BTreeSet<&str> = self.writes.values().flatten().map(|(file, _)| file.as_str()).collect();
+        // The write-ahead log and what it is copied into are one.
+        let bare: std::collections::BTreeSet<&str> = all.into_iter().map(|f| f.trim_end_matches("-wal")).collect();
+        bare.into_iter().filter(move |f| f.rsplit('/').next().is_some_and(|name| name.starts_with(prefix)))
+    }
+
     /// Was what `token` marks on stable storage when a call began at `line`? Some write that held it came before an fsync of
     /// that very file which completed before `line`. (The page may be written once more with a later commit.)
     pub fn durable_before(&self, token: &str, line: usize) -> Result<(), String> {

@@ -60,7 +60,7 @@ impl FileConnector {
         let mut file = tokio::fs::File::from_std(file);
         let mut body = delivery.message.open();
         while let Some(piece) = body.next().await {
-            let piece = piece.map_err(|_| not_sent(target, "the stored body could not be read"))?;
+            let piece = piece.map_err(|_| super::broken(target, "the stored body could not be read"))?;
             tokio::io::AsyncWriteExt::write_all(&mut file, &piece).await.map_err(fail)?;
         }
         let file = file.into_std().await;

@@ -68,15 +68,20 @@ fn unsendable(target: &str, reason: impl Into<String>) -> SendError {
     SendError::Unsendable { target: target.into(), reason: reason.into() }
 }
 
+/// How each reason begins that is the store's fault and not the receiver's.
+const STORED_BODY: &str = "the stored body";
+
 fn broken(target: &str, reason: impl Into<String>) -> SendError {
-    SendError::Broken { target: target.into(), reason: reason.into() }
+    let (target, reason) = (target.into(), reason.into());
+    // Through the HTTP client only the text of the cause comes back.
+    if reason.starts_with(STORED_BODY) { SendError::Unreadable { target, reason } } else { SendError::Broken { target, reason } }
 }
 
 /// Counts a failed exchange against its target.
 fn count_failure(lease: &Lease, error: &SendError) {
     lease.failed(match error {
-        // The message's fault, not the target's.
-        SendError::Unsendable { .. } => return,
+        // The message's fault or the store's, not the target's.
+        SendError::Unsendable { .. } | SendError::Unreadable { .. } => return,
         SendError::NotSent { .. } => Exchange::NotSent,
         SendError::Broken { .. } => Exchange::Broken,
         SendError::Timeout { .. } => Exchange::Timeout,

@@ -28,6 +28,53 @@ pub fn encoding(label: &str) -> Option<&'static Encoding> {
     })
 }
 
+/// Names for people to choose from: HL7 table 0211 as far as it can be read, and the usual IANA names. [`encoding`] knows
+/// more aliases of the same.
+pub const NAMES: &[&str] = &[
+    "ASCII",
+    "8859/1",
+    "8859/2",
+    "8859/3",
+    "8859/4",
+    "8859/5",
+    "8859/6",
+    "8859/7",
+    "8859/8",
+    "8859/9",
+    "8859/15",
+    "ISO IR6",
+    "ISO IR14",
+    "ISO IR87",
+    "ISO IR159",
+    "GB 18030-2000",
+    "KS X 1001",
+    "BIG-5",
+    "UNICODE",
+    "UNICODE UTF-8",
+    "UNICODE UTF-16",
+    "UTF-8",
+    "US-ASCII",
+    "ISO-8859-1",
+    "ISO-8859-2",
+    "ISO-8859-5",
+    "ISO-8859-7",
+    "ISO-8859-9",
+    "ISO-8859-15",
+    "windows-1250",
+    "windows-1251",
+    "windows-1252",
+    "windows-1253",
+    "windows-1254",
+    "windows-1256",
+    "windows-1257",
+    "KOI8-R",
+    "Shift_JIS",
+    "EUC-JP",
+    "EUC-KR",
+    "GBK",
+    "Big5",
+];
+
 /// The encoding of a message: MSH-18's first known repetition, else `default`, else UTF-8 (see [`decode_with`]).
 pub fn of_header(header: &Header<'_>, default: Option<&'static Encoding>) -> &'static Encoding {
     split(header.charset, header.delimiters.repetition)
@@ -120,6 +167,13 @@ mod tests {
         }
         for label in ["", "KLINGON", "8859/99", "UNICODE UTF-32"] {
             assert_eq!(encoding(label), None, "{label}");
+        }
+    }
+
+    #[test]
+    fn every_name_to_choose_from_is_known() {
+        for name in NAMES {
+            assert!(encoding(name).is_some(), "{name}");
         }
     }
 

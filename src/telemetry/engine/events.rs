@@ -189,24 +189,6 @@ impl PushBack {
     }
 }
 
-/// The disk under the store became full, or has space again.
-pub struct StoreFull {
-    /// Begins or ends.
-    pub on: bool,
-}
-
-impl StoreFull {
-    /// Writes it; call it on a change only.
-    pub fn emit(self) {
-        METRICS.store_full.set(i64::from(self.on));
-        if self.on {
-            tracing::error!("the disk under the store is full: messages are refused until there is space");
-        } else {
-            tracing::warn!("the disk under the store has space again: accepting");
-        }
-    }
-}
-
 /// Accepted and unfinished messages now. Metric only.
 pub struct Pending {
     /// How many.
@@ -230,7 +212,6 @@ struct Metrics {
     parked: Counter,
     push_back: Gauge,
     push_backs: Counter,
-    store_full: Gauge,
     pending: Gauge,
 }
 
@@ -241,7 +222,6 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         parked: register("messages_parked", "Deliveries set aside for an operator.", Counter::default()),
         push_back: register("push_back", "1 while the node pushes back.", Gauge::default()),
         push_backs: register("push_backs", "How often the node began to push back.", Counter::default()),
-        store_full: register("store_full", "1 while the disk under the store is full.", Gauge::default()),
         pending: register("messages_pending", "Accepted and unfinished messages.", Gauge::default()),
     }
 });
