@@ -5,7 +5,10 @@
 //! - *sustained*: delivery to a bare sink and the views running, the backlog not growing; at least an eighth. The node
 //!   pushes back at a small backlog, so that what it accepts is what it also delivers and folds.
 //!
-//! `cargo bench --bench mllp`; `HIE_BENCH_SECONDS`, `HIE_BENCH_ROUNDS`.
+//! The *bare sink, rusqlite* does one thing more: before it answers, a thread commits what waits, bodies only, in groups to SQLite
+//! (WAL, synchronous FULL). It says how much of the distance to the bare sink is the disk's and SQLite's.
+//!
+//! `cargo bench --bench mllp`; `HIE_BENCH_SECONDS`, `HIE_BENCH_ROUNDS`, `HIE_BENCH_CONNECTIONS=16,256`.
 
 mod common;
 #[path = "../tests/harness/mod.rs"]
@@ -22,13 +25,15 @@ use std::time::Duration;
 fn main() {
     common::play_role();
     let bare = Peer::start("--bare-mllp", free_port());
+    let kept = Peer::start("--bare-durable", free_port());
     let receiver = Peer::start("--bare-mllp", free_port());
     let mut rows = Vec::new();
-    for connections in [16, 256] {
-        let (mut limit, mut accepting, mut sustained) = (Series::default(), Series::default(), Series::default());
+    for connections in connections() {
+        let [mut limit, mut durable, mut accepting, mut sustained] = std::array::from_fn(|_| Series::default());
         let mut notes = Vec::new();
         for _ in 0..rounds() {
             limit.add(send(bare.1, connections, phase()));
+            durable.add(send(kept.1, connections, phase()));
             let node = start(receiver.1, true);
             send(node.mllp, connections, Duration::from_millis(500));
             accepting.add(send(node.mllp, connections, phase()));
@@ -37,9 +42,12 @@ fn main() {
             sustained.add(figures);
             notes.push(note);
         }
-        for (what, series, least) in
-            [("bare sink", &limit, 0.0), ("accepting, paused", &accepting, 1.0 / 3.0), ("sustained", &sustained, 1.0 / 8.0)]
-        {
+        for (what, series, least) in [
+            ("bare sink", &limit, 0.0),
+            ("bare sink, rusqlite", &durable, 0.0),
+            ("accepting, paused", &accepting, 1.0 / 3.0),
+            ("sustained", &sustained, 1.0 / 8.0),
+        ] {
             rows.push(vec![
                 connections.to_string(),
                 what.to_owned(),
@@ -47,12 +55,21 @@ fn main() {
                 format!("{:.2}", series.ms(0.5)),
                 format!("{:.2}", series.ms(0.99)),
                 series.failed().to_string(),
-                if least > 0.0 { ratio(series.rate(), limit.rate(), least) } else { "the limit".to_owned() },
+                match what {
+                    "bare sink" => "the limit".to_owned(),
+                    "bare sink, rusqlite" => format!("{:.3}", series.rate() / limit.rate()),
+                    _ => ratio(series.rate(), limit.rate(), least),
+                },
             ]);
         }
         notes.iter().for_each(|n| println!("{connections} connections, sustained: {n}"));
     }
     table(&["connections", "what", "messages/s", "p50 ms", "p99 ms", "failed", "of the bare sink's rate"], &rows);
+}
+
+fn connections() -> Vec<usize> {
+    let text = std::env::var("HIE_BENCH_CONNECTIONS").unwrap_or_else(|_| "16,256".to_owned());
+    text.split(',').map(|n| n.trim().parse().expect("HIE_BENCH_CONNECTIONS: numbers with commas between")).collect()
 }
 
 fn start(receiver: SocketAddr, paused: bool) -> Node {

@@ -116,7 +116,7 @@ fn health_answers_while_the_admin_runtime_is_blocked() {
     let stuck: Vec<TcpStream> = (0..20)
         .map(|i| {
             let mut stream = TcpStream::connect(node.admin).unwrap();
-            let line = if i == 19 { "POST /routes/lab.results/ehr/pause" } else { "GET /routes" };
+            let line = if i == 19 { "POST /transactions/0198c0de-0000-7000-8000-000000000000/requeue" } else { "GET /routes" };
             write!(stream, "{line} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n\r\n").unwrap();
             stream
         })

@@ -148,7 +148,7 @@ fn lay_out(args: [&str; 4], lis: &Receiver) -> Laid {
         .lay_out();
     let clients = node.dir().join("clients.d");
     fs::create_dir(&clients).expect("clients.d");
-    let known = "[[client]]\nname = \"known\"\ncertificate = \"ZZSUBJECTZZ-known\"\nrate = { per_second = 0.2, burst = 3 }\n";
+    let known = "[[client]]\nname = \"known\"\ncertificate = \"ZZSUBJECTZZ-known\"\nrate = { per_second = 0.05, burst = 3 }\n";
     fs::write(clients.join("c.toml"), known).expect("clients");
     fs::remove_dir(&gone).expect("a folder that is not there");
     Laid { node, pki, mllps, https, folders }

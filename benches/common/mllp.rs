@@ -12,19 +12,52 @@ const END: [u8; 2] = [0x1c, 0x0d];
 
 /// Serves until killed.
 pub fn bare(port: u16) -> ! {
+    serve(port, None)
+}
+
+fn serve(port: u16, keep: Option<std::sync::mpsc::Sender<Kept>>) -> ! {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.expect("the port");
         loop {
             let Ok((stream, _)) = listener.accept().await else { continue };
+            let keep = keep.clone();
             tokio::spawn(async move {
-                let _ = answer(stream).await;
+                let _ = answer(stream, keep).await;
             });
         }
     })
 }
 
-async fn answer(mut stream: TcpStream) -> io::Result<()> {
+/// What waits for the bare committer: a message's bytes, and who waits.
+type Kept = (Vec<u8>, tokio::sync::oneshot::Sender<()>);
+
+/// As [`bare`]; each message is in a SQLite file, committed and synced, before it is answered.
+pub fn durable(port: u16) -> ! {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (keep, waiting) = std::sync::mpsc::channel::<Kept>();
+    let conn = rusqlite::Connection::open(dir.path().join("bare.db")).expect("a database");
+    conn.pragma_update(None, "journal_mode", "wal").expect("WAL");
+    conn.pragma_update(None, "synchronous", "full").expect("synchronous FULL");
+    conn.execute_batch("CREATE TABLE bodies(seq INTEGER PRIMARY KEY, data BLOB)").expect("a table");
+    std::thread::spawn(move || {
+        let mut insert = conn.prepare("INSERT INTO bodies(data) VALUES(?1)").expect("INSERT");
+        while let Ok(first) = waiting.recv() {
+            let group: Vec<Kept> = std::iter::once(first).chain(waiting.try_iter()).collect();
+            conn.execute_batch("BEGIN IMMEDIATE").expect("BEGIN");
+            for (data, _) in &group {
+                insert.execute([data]).expect("a row");
+            }
+            conn.execute_batch("COMMIT").expect("COMMIT");
+            for (_, told) in group {
+                let _ = told.send(());
+            }
+        }
+    });
+    serve(port, Some(keep))
+}
+
+async fn answer(mut stream: TcpStream, keep: Option<std::sync::mpsc::Sender<Kept>>) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut buffer = Vec::with_capacity(64 * 1024);
     let mut out = Vec::with_capacity(4096);
@@ -34,6 +67,11 @@ async fn answer(mut stream: TcpStream) -> io::Result<()> {
         }
         let mut from = 0;
         while let Some(end) = memchr::memmem::find(&buffer[from..], &END) {
+            if let Some(keep) = &keep {
+                let (told, done) = tokio::sync::oneshot::channel();
+                keep.send((buffer[from..from + end].to_vec(), told)).map_err(io::Error::other)?;
+                done.await.map_err(io::Error::other)?;
+            }
             let id = buffer[from..from + end].split(|b| *b == b'|').nth(9).unwrap_or(b"");
             out.push(VT);
             out.extend_from_slice(b"MSH|^~\\&|B|B|A|A|20250101||ACK|1|P|2.5\rMSA|AA|");

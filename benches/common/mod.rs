@@ -150,6 +150,9 @@ pub fn play_role() {
     if let Some(port) = port("--bare-mllp") {
         mllp::bare(port);
     }
+    if let Some(port) = port("--bare-durable") {
+        mllp::durable(port);
+    }
     if let Some(port) = port("--bare-http") {
         http::bare(port);
     }

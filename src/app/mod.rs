@@ -80,6 +80,7 @@ pub fn run(loaded: &Loaded, listeners: Arc<Listeners>, upgrade: &Upgrade) -> Res
         let took_ms = started.elapsed().as_millis() as u64;
         let channels = node.engine.channels().len();
         events::Ready { store: &config.node.store, channels, instances: config.node.cluster.instances(), took_ms }.emit();
+        crate::host::memory::release_code();
         systemd::ready("accepting");
         let (ended, signalled) = tokio::select! {
             told = node.until_told(&mut signals, config, upgrade) => told,
@@ -170,6 +171,7 @@ impl Node {
         let admin = store::serve_admin(config, listeners, &engine, &directory, &ledger, &drain, &stop_admin)?;
         let shared = Shared {
             intake: engine.clone(),
+            ledger: ledger.clone(),
             open: ports(config, listeners).map_err(StartError::Config)?,
             folders: config.file.clone(),
             drain: drain.clone(),

@@ -291,6 +291,7 @@ impl Core {
         let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let smoothed = (self.sync_micros.load(Ordering::Relaxed) * 7).saturating_add(took) / 8;
         self.sync_micros.store(smoothed, Ordering::Relaxed);
+        self.queue.quick.store(Duration::from_micros(smoothed) <= super::inline::QUICK, Ordering::Relaxed);
     }
 
     /// The views should come so far now, whatever else there is to do.

@@ -10,7 +10,7 @@ use super::sql::{self, FileError, Form};
 use super::statements::Statements;
 use super::ticket;
 use super::transient_writer::TransientWriter;
-use super::writer::WRITERS;
+use super::writer::{VISITORS, WRITERS};
 use crate::engine::fact::Seq;
 use crate::engine::ports::LogError;
 use crate::telemetry::ledger as event;
@@ -37,7 +37,7 @@ pub struct Active {
     pub segment: Arc<Segment>,
     pub conn: Connection,
     /// Its write-ahead log, opened once for each writer: every one of them is told when writing it out has failed.
-    pub wal: [Arc<File>; WRITERS],
+    pub wal: Arc<[File]>,
     /// Bytes in its log, about.
     pub bytes: u64,
     /// Unix milliseconds of its first record; 0 while empty.
@@ -58,7 +58,7 @@ impl Active {
         let bytes = segment.log.metadata().map_or(0, |m| m.len());
         let since: Option<i64> =
             conn.query_row("SELECT min(at) FROM (SELECT at FROM facts ORDER BY seq LIMIT 1)", [], |r| r.get(0))?;
-        let wal = [sql::open_wal(&segment.log)?, sql::open_wal(&segment.log)?].map(Arc::new);
+        let wal = (0..WRITERS + VISITORS).map(|_| sql::open_wal(&segment.log)).collect::<Result<_, _>>()?;
         Ok(Self { segment, conn, wal, bytes, since: since.unwrap_or(0) })
     }
 }
@@ -71,7 +71,7 @@ pub struct Written {
     /// Bytes of the queue that it holds.
     pub held: usize,
     /// The write-ahead log to make durable, for each writer.
-    pub wal: [Arc<File>; WRITERS],
+    pub wal: Arc<[File]>,
     /// Its place in the order in which groups are told.
     pub turn: u64,
     pub began: Instant,
@@ -109,13 +109,14 @@ impl Desk {
     }
 
     /// Writes the next group; `None` when there is nothing, or writing failed and those concerned were told.
-    pub fn next(&mut self, core: &Core) -> Option<Written> {
+    pub fn next(&mut self, core: &Core, gather: bool) -> Option<Written> {
         self.tend_wal(core);
         core.queue.take_more(&mut self.waiting);
         let first = self.waiting.front()?.seq;
         if self.is_full(core) {
             self.roll(core, first);
         }
+        self.gather.begin(gather);
         match self.group(core) {
             Ok(written) => {
                 if self.active.since == 0 {
@@ -280,7 +281,6 @@ fn fill(
 ) -> rusqlite::Result<u64> {
     let first = waiting.front().map_or(0, |r| r.seq);
     let mut bytes = 0;
-    gather.begin();
     loop {
         let (part, size) = next_part(waiting, GROUP_BYTES.saturating_sub(*held));
         *held += size;

@@ -16,7 +16,7 @@ const IDLE: Duration = Duration::from_secs(10);
 /// Pause after a failure.
 const AFTER_FAILURE: Duration = Duration::from_millis(500);
 /// Pause between small batches: a few larger ones cost less than many small ones.
-const BREATHER: Duration = Duration::from_millis(40);
+const BREATHER: Duration = Duration::from_millis(200);
 /// Batches between looks at whether the other thread wants to go on.
 const BATCHES: usize = 4;
 

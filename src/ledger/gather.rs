@@ -4,10 +4,6 @@
 //! first of them leaves the rest to wait for another; waiting a fraction of an fsync for them makes one group. The wait
 //! is learnt: it grows while it is rewarded, and goes when those who were told do not come back in time. So is the time for
 //! which a writer, with nothing to do, looks for an appender instead of sleeping at once.
-//!
-//! On a quick disk the appenders are parted into two halves: while one half's group is made durable, the other half's is
-//! gathered and written, so that disk and processor are both at work. On a slow disk, where the processor's part is small,
-//! all of them share one fsync.
 
 use super::core::Core;
 use super::queue::{Queue, Queued};
@@ -23,8 +19,6 @@ const SHORTEST: Duration = Duration::from_micros(10);
 const RETRY: u32 = 64;
 /// Longest look for a lone appender before a writer sleeps.
 const LONGEST_LOOK: Duration = Duration::from_micros(100);
-/// A disk that makes a group durable within this time is quick.
-const QUICK: Duration = Duration::from_millis(1);
 
 /// What is known of the appenders.
 #[derive(Default)]
@@ -37,6 +31,7 @@ pub struct Gather {
     idle: u32,
     /// End of the present wait.
     until: Option<Instant>,
+    may_wait: bool,
 }
 
 impl Gather {
@@ -45,26 +40,27 @@ impl Gather {
         self.known = known;
     }
 
-    /// A group begins.
-    pub fn begin(&mut self) {
+    /// A group begins; `may_wait`: its writer has nothing else to do.
+    pub fn begin(&mut self, may_wait: bool) {
         self.until = None;
+        self.may_wait = may_wait;
     }
 
     /// Takes what arrives for a group that has `have` records already; false when the group should be written now.
     pub fn more(&mut self, core: &Core, records: &mut VecDeque<Queued>, have: usize) -> bool {
         let sync = Duration::from_micros(core.sync_micros.load(Ordering::Relaxed));
-        let target = if sync < QUICK { self.known.div_ceil(2) } else { self.known };
+        let target = self.known;
         if target <= 1 {
             return false;
         }
         if have >= target {
             if self.until.is_some() {
                 // All came in time.
-                self.wait = (self.wait * 2).clamp(SHORTEST, LONGEST.min(sync));
+                self.wait = (self.wait * 2).clamp(SHORTEST, LONGEST.min(sync).max(SHORTEST));
             }
             return false;
         }
-        if core.queue.is_empty() && !self.waits(core, sync, target, have) {
+        if core.queue.is_empty() && !(self.may_wait && self.waits(core, sync, target, have)) {
             return false;
         }
         core.queue.take_more(records);

@@ -21,6 +21,7 @@ mod folder;
 mod folding;
 mod gather;
 mod homes;
+mod inline;
 mod keeper;
 mod keys;
 mod log;
@@ -137,6 +138,7 @@ pub struct Ledger {
     idle: Mutex<Option<Idle>>,
     threads: Mutex<Threads>,
     recovered: AtomicBool,
+    writers: Mutex<Option<Arc<writer::Writers>>>,
 }
 
 impl Ledger {
@@ -153,6 +155,7 @@ impl Ledger {
             idle: Mutex::new(Some(idle)),
             threads: Mutex::new(Threads::default()),
             recovered: AtomicBool::new(false),
+            writers: Mutex::default(),
         })
     }
 
@@ -190,6 +193,7 @@ impl Ledger {
             std::thread::Builder::new().name(name.into()).stack_size(1 << 20).spawn(run).map_err(OpenError::Threads)
         };
         let writers = writer::Writers::new(self.core.clone(), idle.active, sink);
+        *lock(&self.writers) = Some(writers.clone());
         for number in 0..writer::WRITERS {
             let writers = writers.clone();
             threads.writers.push(spawn("ledger-write", Box::new(move || writers.run(number)))?);
@@ -211,6 +215,16 @@ impl Ledger {
         Ok(())
     }
 
+    /// Writes what the calling thread appends, on that thread, where the disk is quick; never ends by itself. For a runtime with one
+    /// thread that has little else to do while records wait; to be dropped before [`Ledger::close`].
+    pub async fn write_here(&self) {
+        let writers = lock(&self.writers).clone();
+        if let Some(writers) = writers {
+            inline::write(writers).await;
+        }
+        std::future::pending().await
+    }
+
     /// Writes what waits, brings the views up to date, makes them durable, and ends the threads. Blocks. Appends after
     /// this fail.
     pub fn close(&self) {
@@ -225,6 +239,7 @@ impl Ledger {
         self.core.keeper_bell.ring();
         join(threads.keeper.take());
         join(threads.check.take());
+        lock(&self.writers).take();
         self.readers.close();
         lock(&self.idle).take();
         self.core.pool.clear();
@@ -252,6 +267,11 @@ impl Ledger {
 
     /// Why nothing can be accepted now; `None` when all is well.
     pub fn not_ready(&self) -> Option<&'static str> {
+        // Held by `close` until all is done.
+        let ended = self.threads.try_lock().is_ok_and(|threads| threads.writers.iter().any(JoinHandle::is_finished));
+        if ended {
+            return Some("a thread that writes the log has ended: see the node's log, then restart the node");
+        }
         // A balancer sends nothing to a node that is not ready, so nothing would show that commits work again:
         // after a while without a failure it counts as ready and is tried.
         const FAILED_LATELY_MS: i64 = 5_000;

@@ -4,6 +4,7 @@
 //! a piece of a large body has its number before it is written.
 
 use super::codec::{BodyRow, FactRow};
+use super::inline;
 use super::ticket::Promise;
 use crate::engine::fact::{Accepted, Seq};
 use bytes::Bytes;
@@ -77,6 +78,17 @@ struct Inner {
     left: bool,
 }
 
+/// What [`Queue::try_attend`] led to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Attend {
+    /// What waits is this writer's.
+    Taken,
+    /// Another one is at work.
+    Busy,
+    /// Nothing waits.
+    Nothing,
+}
+
 impl Inner {
     /// Is there a writer to wake? Then it is on its way.
     fn call(&mut self) -> bool {
@@ -92,8 +104,10 @@ pub struct Queue {
     wake: Condvar,
     /// Records in it, for a look without the lock.
     count: AtomicUsize,
-    /// A writer looks for records without sleeping.
+    /// Writers that look for records without sleeping, or will in a moment: nobody is woken meanwhile.
     looking: AtomicUsize,
+    /// The disk is quick: accepting threads may write by themselves (see [`super::inline`]).
+    pub quick: AtomicBool,
     limit: usize,
     /// Bytes queued and in the writer's hands.
     bytes: AtomicUsize,
@@ -120,6 +134,7 @@ impl Queue {
             wake: Condvar::new(),
             count: AtomicUsize::new(0),
             looking: AtomicUsize::new(0),
+            quick: AtomicBool::new(false),
             limit,
             bytes: AtomicUsize::new(0),
             space: Notify::new(),
@@ -141,12 +156,12 @@ impl Queue {
         if self.waiters.load(Ordering::SeqCst) > 0 {
             return Err(record);
         }
-        self.push_up_to(record, self.limit)
+        self.push_up_to(record, self.limit, true)
     }
 
     /// As [`Queue::push`], before those who wait: for retention, which makes the room that they wait for.
     pub fn push_ahead(&self, record: Box<Record>) -> Result<Seq, Box<Record>> {
-        self.push_up_to(record, self.limit)
+        self.push_up_to(record, self.limit, false)
     }
 
     /// Takes a place among those who wait: until [`Queue::leave_line`] nobody else gets in first.
@@ -161,7 +176,7 @@ impl Queue {
 
     /// As [`Queue::push`], for records that nobody waits for and that should not be lost.
     pub fn push_later(&self, record: Box<Record>) -> Result<Seq, Box<Record>> {
-        self.push_up_to(record, self.limit.saturating_mul(LATER_FACTOR))
+        self.push_up_to(record, self.limit.saturating_mul(LATER_FACTOR), false)
     }
 
     /// Waits for a piece's share of memory; `None` when `patience` ran out.
@@ -170,7 +185,8 @@ impl Queue {
         tokio::time::timeout(patience, self.pieces.clone().acquire_many_owned(kib)).await.ok()?.ok()
     }
 
-    fn push_up_to(&self, mut record: Box<Record>, limit: usize) -> Result<Seq, Box<Record>> {
+    /// `here`: whoever waits for it does not block its thread, which may write it.
+    fn push_up_to(&self, mut record: Box<Record>, limit: usize, here: bool) -> Result<Seq, Box<Record>> {
         let n = record.bytes();
         let mut inner = self.lock();
         let held = self.bytes.load(Ordering::Relaxed);
@@ -183,8 +199,9 @@ impl Queue {
         record.seq = seq;
         inner.records.push_back(record);
         self.count.store(inner.records.len(), Ordering::Relaxed);
+        let here = here && self.quick.load(Ordering::Relaxed) && inline::call(&self.looking);
         // A writer that looks will see it, and one at work takes it or sees to it that another one does.
-        let wake = !inner.attended && self.looking.load(Ordering::SeqCst) == 0 && inner.call();
+        let wake = !here && !inner.attended && self.looking.load(Ordering::SeqCst) == 0 && inner.call();
         drop(inner);
         if wake {
             self.wake.notify_one();
@@ -201,7 +218,7 @@ impl Queue {
             let mut freed = std::pin::pin!(self.space.notified());
             freed.as_mut().enable();
             self.starved.store(true, Ordering::SeqCst);
-            match self.push_up_to(record, self.limit) {
+            match self.push_up_to(record, self.limit, false) {
                 Ok(seq) => return Ok(seq),
                 Err(back) => record = back,
             }
@@ -236,11 +253,45 @@ impl Queue {
         let mut inner = self.lock();
         inner.attended = false;
         inner.left = left;
-        let wake = (left || !inner.records.is_empty()) && inner.call();
+        let more = left || !inner.records.is_empty();
+        let wake = more && self.looking.load(Ordering::SeqCst) == 0 && inner.call();
         drop(inner);
         if wake {
             self.wake.notify_one();
         }
+    }
+
+    /// As [`Queue::attend`], for a writer that does not wait.
+    pub fn try_attend(&self) -> Attend {
+        let mut inner = self.lock();
+        if inner.attended {
+            return Attend::Busy;
+        }
+        if !inner.left && inner.records.is_empty() {
+            return Attend::Nothing;
+        }
+        inner.attended = true;
+        Attend::Taken
+    }
+
+    /// Has a writer see to what waits, if anything does.
+    pub fn call(&self) {
+        let mut inner = self.lock();
+        let wake = !inner.attended && (inner.left || !inner.records.is_empty()) && inner.call();
+        drop(inner);
+        if wake {
+            self.wake.notify_one();
+        }
+    }
+
+    /// One that was looking does so no more: after this, or a [`Queue::call`] that follows, somebody else is woken.
+    pub fn looked(&self) {
+        self.looking.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Records that wait. A hint: without the lock.
+    pub fn len(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
     }
 
     /// Looks for records until then, awake; true when there are some. Nobody is woken for them meanwhile.

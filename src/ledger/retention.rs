@@ -46,7 +46,15 @@ impl Retention {
         let mut bytes = core.disk_bytes.load(Ordering::Relaxed);
         for segment in core.catalog.all() {
             let too_large = bytes > high;
-            if !segment.is_sealed() || core.closing.load(Ordering::Acquire) || core.folded.get() < segment.end() {
+            if !segment.is_sealed() || core.closing.load(Ordering::Acquire) {
+                break;
+            }
+            if core.folded.get() < segment.end() {
+                if too_large {
+                    // Not stuck: it goes as soon as the views have come so far.
+                    core.hurry_views(segment.end());
+                    return Ok(());
+                }
                 break;
             }
             let too_old = last_at(core, &segment)? < oldest_kept;

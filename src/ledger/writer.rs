@@ -21,23 +21,33 @@ use std::time::Instant;
 
 /// One at the desk, one waiting for the disk: more would make groups smaller, not commits quicker.
 pub const WRITERS: usize = 2;
+/// Descriptors of the write-ahead log for writers on others' threads.
+pub const VISITORS: usize = 14;
 
 /// Exit code when the disk under the store fails: a dependency is away.
 const UNAVAILABLE: i32 = 69;
 
 /// What the writers share.
 pub struct Writers {
-    core: Arc<Core>,
+    pub core: Arc<Core>,
     sink: Arc<dyn CommitSink>,
     desk: Mutex<Option<Desk>>,
     turns: Turns,
     running: AtomicUsize,
+    visitors: AtomicUsize,
 }
 
 impl Writers {
     pub fn new(core: Arc<Core>, active: Active, sink: Arc<dyn CommitSink>) -> Arc<Self> {
         let desk = Mutex::new(Some(Desk::new(active)));
-        Arc::new(Self { core, sink, desk, turns: Turns::default(), running: AtomicUsize::new(WRITERS) })
+        Arc::new(Self {
+            core,
+            sink,
+            desk,
+            turns: Turns::default(),
+            running: AtomicUsize::new(WRITERS),
+            visitors: AtomicUsize::new(0),
+        })
     }
 
     /// Runs writer `number`, from 0, until the queue is closed and empty.
@@ -52,18 +62,31 @@ impl Writers {
             if !queue.attend() {
                 return;
             }
-            let written = {
-                // Poisoned: the other one panicked at it, and what it was doing is half done.
-                let Ok(mut desk) = self.desk.lock() else { return };
-                let Some(desk) = desk.as_mut() else { return };
-                let written = desk.next(&self.core);
-                queue.leave(desk.has_left());
-                written
-            };
-            if written.is_some_and(|written| !self.finish(written, number)) {
+            if !self.write(number, true) {
                 return;
             }
         }
+    }
+
+    /// The number of one more writer, on a thread of another's; `None` when there are too many.
+    pub fn visitor(&self) -> Option<usize> {
+        let visitor = self.visitors.fetch_add(1, Ordering::Relaxed);
+        (visitor < VISITORS).then_some(WRITERS + visitor)
+    }
+
+    /// Writes a group, for whoever attends the queue; `gather`: waits for those who are on their way. False when the writers
+    /// have come to an end.
+    pub fn write(&self, number: usize, gather: bool) -> bool {
+        let _whole = Whole(self);
+        let written = {
+            // Poisoned: another one panicked at it, and what it was doing is half done.
+            let Ok(mut desk) = self.desk.lock() else { return false };
+            let Some(desk) = desk.as_mut() else { return false };
+            let written = desk.next(&self.core, gather);
+            self.core.queue.leave(desk.has_left());
+            written
+        };
+        written.is_none_or(|written| self.finish(written, number))
     }
 
     /// Makes a group durable and tells those concerned, after the groups before it. False when the writers have come to an end.
@@ -146,16 +169,23 @@ impl Turns {
     }
 }
 
+/// A panic while a group is written: what it held will not be told, nor may what comes after it be.
+struct Whole<'a>(&'a Writers);
+
+impl Drop for Whole<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.turns.end();
+            self.0.core.queue.abandon();
+        }
+    }
+}
+
 /// However a writer ends, nobody waits for it in vain; the last one completes the files.
 struct End<'a>(&'a Writers);
 
 impl Drop for End<'_> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            // What it held will not be told, nor may what comes after it.
-            self.0.turns.end();
-            self.0.core.queue.abandon();
-        }
         if self.0.running.fetch_sub(1, Ordering::AcqRel) > 1 {
             // The other one writes what is left.
             return;

@@ -45,7 +45,7 @@ pub struct FakeControl {
     pub missing: Mutex<Vec<String>>,
     /// While true, `rerun` fails as a full store does.
     pub full: AtomicBool,
-    /// Held by tests to block whoever asks for the routes or pauses one.
+    /// Held by tests to block whoever asks for the routes or pauses one, and the runtime itself by `requeue`.
     pub block: Mutex<()>,
 }
 
@@ -90,6 +90,7 @@ impl Control for FakeControl {
     }
 
     fn requeue(&self, id: MessageId, _: Option<&str>) -> BoxFuture<'_, Result<u32, ControlError>> {
+        let _held = self.block.lock();
         self.requeued.lock().unwrap().push(id);
         Box::pin(async { Ok(1) })
     }
