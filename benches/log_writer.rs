@@ -105,9 +105,6 @@ fn ours(dir: &Path, writers: usize, time: Duration, views: bool, folding: &mut V
     let body = body();
     let began = Instant::now();
     let count: u64 = runtime.block_on(async {
-        // As on every accepting instance.
-        let here = ledger.clone();
-        let writer = tokio::spawn(async move { here.write_here().await });
         let tasks: Vec<_> = (0..writers)
             .map(|_| {
                 let (ledger, body) = (ledger.clone(), body.clone());
@@ -128,8 +125,6 @@ fn ours(dir: &Path, writers: usize, time: Duration, views: bool, folding: &mut V
         for task in tasks {
             sum += task.await.expect("a writer");
         }
-        writer.abort();
-        let _ = writer.await;
         sum
     });
     let rate = count as f64 / began.elapsed().as_secs_f64();

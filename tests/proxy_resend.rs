@@ -248,3 +248,19 @@ fn after_a_kill_too_only_what_succeeded_is_recognised() {
         assert_eq!((post(node.http, key).expect("an answer"), seen.load(Ordering::SeqCst)), (200, 3), "{key}: recognised");
     }
 }
+
+/// Senders count their keys from 1: what is stored of one request is no answer to another.
+#[test]
+fn a_key_belongs_to_its_request() {
+    let (at, seen) = numbering(201);
+    let node = Builder::new().channel(proxy("", at)).start();
+    let ask = |method: &str, path: &str| {
+        let answer = http::once(node.http, method, path, &[("Idempotency-Key", "1")], b"").expect("an answer");
+        (answer.status, answer.text())
+    };
+    for (n, (method, path)) in [("GET", "/a"), ("GET", "/b"), ("GET", "/a?c=d"), ("DELETE", "/a")].into_iter().enumerate() {
+        assert_eq!(ask(method, path), (201, format!("answer {}", n + 1)), "{method} {path}");
+    }
+    assert_eq!(ask("GET", "/a"), (201, "answer 1".into()), "the repetition");
+    assert_eq!(seen.load(Ordering::SeqCst), 4);
+}

@@ -54,6 +54,10 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
         let bytes = Bytes::from_request(request, state).await.map_err(unreadable)?;
         // An action without options may come without a body.
         let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
+        // serde would fill an object's fields from a list, in order.
+        if text.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'[') {
+            return Err(ApiError::bad("the body is a list; an object is expected", "see /openapi.json"));
+        }
         serde_json::from_slice(text).map(Self).map_err(|e| wrong_json(&e))
     }
 }

@@ -4,7 +4,6 @@
 use crate::{
     engine::ports::Intake,
     gateway::inbound::{folder, http, mllp},
-    ledger::Ledger,
     telemetry::app as events,
 };
 use std::{
@@ -33,8 +32,6 @@ pub(super) type Open = Arc<dyn Fn(usize) -> std::io::Result<Vec<(Port, TcpListen
 #[derive(Clone)]
 pub(super) struct Shared {
     pub intake: Arc<dyn Intake>,
-    /// Writes its instances' records where it can.
-    pub ledger: Arc<Ledger>,
     pub open: Open,
     /// Run by the first instance only.
     pub folders: Vec<crate::config::WatchedFolder>,
@@ -127,8 +124,6 @@ fn live(number: usize, shared: &Shared, beat: &AtomicU64, tasks: &TaskTracker) -
                 Port::Mllp(server) => servers.spawn(mllp::serve(listener, server, intake, drain, tasks)),
             };
         }
-        let ledger = shared.ledger.clone();
-        let writer = tokio::spawn(async move { ledger.write_here().await });
         if number == 0 {
             for config in &shared.folders {
                 servers.spawn(folder::watch(config.clone(), shared.intake.clone(), shared.drain.clone()));
@@ -160,9 +155,7 @@ fn live(number: usize, shared: &Shared, beat: &AtomicU64, tasks: &TaskTracker) -
             while servers.join_next().await.is_some() {}
             tasks.wait().await;
         };
-        let drained = tokio::time::timeout(shared.drain_timeout, done).await;
-        writer.abort();
-        if drained.is_err() {
+        if tokio::time::timeout(shared.drain_timeout, done).await.is_err() {
             events::DrainForced { number, connections: tasks.len() }.emit();
         }
         Ok(())

@@ -171,7 +171,6 @@ impl Node {
         let admin = store::serve_admin(config, listeners, &engine, &directory, &ledger, &drain, &stop_admin)?;
         let shared = Shared {
             intake: engine.clone(),
-            ledger: ledger.clone(),
             open: ports(config, listeners).map_err(StartError::Config)?,
             folders: config.file.clone(),
             drain: drain.clone(),

@@ -49,8 +49,9 @@ impl PausesFile {
 impl Pauses for PausesFile {
     fn load(&self) -> Vec<OperatorsWord> {
         self.read().unwrap_or_else(|error| {
-            // Accepting goes before pausing: the node starts, and says so.
+            // Accepting goes before pausing: the node starts, and says so. What is there is kept for a look.
             events::PausesUnreadable { file: NAME, error: &error }.emit();
+            let _ = fs::rename(self.store.join(NAME), self.store.join(format!("{NAME}.unreadable")));
             Vec::new()
         })
     }

@@ -2,7 +2,7 @@
 
 use super::ports::{Arrival, Refusal};
 use crate::{
-    channel::Subject,
+    channel::{Subject, client::ANONYMOUS},
     message::{
         Protocol,
         fhir::{self, Fhir},
@@ -45,8 +45,7 @@ impl<'a> Content<'a> {
         if complete && content_type.starts_with("application/fhir+json") && !head.is_empty() && !fhir::valid_json(head) {
             return Err(Refusal::Unreadable("the body is not valid JSON".into()));
         }
-        let idempotency = arrival.http.as_ref().and_then(|h| h.header("idempotency-key"));
-        let resend_key = idempotency.map_or(0, |key| resend_key(arrival, &[b"idempotency-key", key.as_bytes()]));
+        let resend_key = idempotency_key(arrival).unwrap_or(0);
         Ok(Self {
             hl7: None,
             kind: fhir.as_ref().map(|f| f.resource_type.clone()).unwrap_or_default(),
@@ -64,8 +63,8 @@ impl<'a> Content<'a> {
             return Err(Refusal::Unreadable(fault.text.into()));
         }
         let control_id = header.control_id();
-        let resend_key = match (arrival.http.as_ref().and_then(|h| h.header("idempotency-key")), &control_id) {
-            (Some(key), _) => resend_key(arrival, &[b"idempotency-key", key.as_bytes()]),
+        let resend_key = match (idempotency_key(arrival), &control_id) {
+            (Some(key), _) => key,
             (None, Some(id)) => resend_key(arrival, &[header.sending_application, header.sending_facility, id.as_bytes()]),
             (None, None) => 0,
         };
@@ -114,6 +113,19 @@ fn declared_type(arrival: &Arrival) -> String {
 
 fn looks_like_hl7(head: &[u8]) -> bool {
     Header::parse(head).is_ok()
+}
+
+/// The resend key of a request with an `Idempotency-Key`. A key belongs to one request of one sender: senders count from 1, and
+/// a repetition is answered with what is stored, so the same key on another method, path or query, or from another address where
+/// the sender is not known, is another request (draft-ietf-httpapi-idempotency-key-header, 2.7).
+fn idempotency_key(arrival: &Arrival) -> Option<u64> {
+    let head = arrival.http.as_ref()?;
+    let key = head.header("idempotency-key")?;
+    let unknown = &*arrival.client == ANONYMOUS;
+    // Without the port, which changes with every connection.
+    let address = if unknown { arrival.remote.rsplit_once(':').map_or(&*arrival.remote, |(ip, _)| ip) } else { "" };
+    let parts = ["idempotency-key", key, &head.method, &head.path, &head.query, address];
+    Some(resend_key(arrival, &parts.map(str::as_bytes)))
 }
 
 fn resend_key(arrival: &Arrival, parts: &[&[u8]]) -> u64 {

@@ -13,7 +13,7 @@ use crate::engine::fact::Seq;
 use crate::engine::ports::LogError;
 use rusqlite::Connection;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::Notify;
@@ -131,12 +131,8 @@ pub struct Core {
     pub homes: Homes,
     pub moves: Moves,
     pub problems: Problems,
-    /// Highest number committed and durable. The active log may hold more.
+    /// Highest number committed.
     pub committed: AtomicU64,
-    /// Appenders that wait for what is written and not durable yet.
-    pub in_flight: AtomicUsize,
-    /// Smoothed time that making a group durable takes, microseconds.
-    pub sync_micros: AtomicU64,
     pub folded: Folded,
     pub folder_bell: Bell,
     /// For the folder's second thread.
@@ -185,8 +181,6 @@ impl Core {
             moves: Moves::default(),
             problems,
             committed: AtomicU64::new(0),
-            in_flight: AtomicUsize::new(0),
-            sync_micros: AtomicU64::new(0),
             folded: Folded::default(),
             folder_bell: Bell::default(),
             help_bell: Bell::default(),
@@ -284,14 +278,6 @@ impl Core {
                 return;
             }
         }
-    }
-
-    /// Making a group durable took so long.
-    pub fn synced(&self, took: Duration) {
-        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let smoothed = (self.sync_micros.load(Ordering::Relaxed) * 7).saturating_add(took) / 8;
-        self.sync_micros.store(smoothed, Ordering::Relaxed);
-        self.queue.quick.store(Duration::from_micros(smoothed) <= super::inline::QUICK, Ordering::Relaxed);
     }
 
     /// The views should come so far now, whatever else there is to do.

@@ -2,11 +2,11 @@
 //! files, watches free space, removes what is no longer needed, and applies retention.
 
 use super::core::{Core, Sealing, Space};
-use super::desk::checkpoint;
 use super::retention;
 use super::scrub;
 use super::sql::{self, FileError, Form};
 use super::transient;
+use super::writer::checkpoint;
 use crate::engine::fact::Seq;
 use crate::telemetry::ledger as event;
 use rusqlite::Connection;

@@ -14,14 +14,12 @@ mod catalog;
 mod codec;
 mod core;
 mod damage;
-mod desk;
 mod failure;
 pub mod fold;
 mod folder;
 mod folding;
 mod gather;
 mod homes;
-mod inline;
 mod keeper;
 mod keys;
 mod log;
@@ -116,7 +114,7 @@ pub enum OpenError {
 
 #[derive(Default)]
 struct Threads {
-    writers: Vec<JoinHandle<()>>,
+    writer: Option<JoinHandle<()>>,
     folders: Vec<JoinHandle<()>>,
     keeper: Option<JoinHandle<()>>,
     check: Option<JoinHandle<()>>,
@@ -124,7 +122,7 @@ struct Threads {
 
 /// What waits between opening and starting.
 struct Idle {
-    active: desk::Active,
+    active: writer::Active,
     folder: folder::Folder,
     free_space: FreeSpace,
     background: fn(),
@@ -138,7 +136,6 @@ pub struct Ledger {
     idle: Mutex<Option<Idle>>,
     threads: Mutex<Threads>,
     recovered: AtomicBool,
-    writers: Mutex<Option<Arc<writer::Writers>>>,
 }
 
 impl Ledger {
@@ -155,7 +152,6 @@ impl Ledger {
             idle: Mutex::new(Some(idle)),
             threads: Mutex::new(Threads::default()),
             recovered: AtomicBool::new(false),
-            writers: Mutex::default(),
         })
     }
 
@@ -192,12 +188,9 @@ impl Ledger {
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new().name(name.into()).stack_size(1 << 20).spawn(run).map_err(OpenError::Threads)
         };
-        let writers = writer::Writers::new(self.core.clone(), idle.active, sink);
-        *lock(&self.writers) = Some(writers.clone());
-        for number in 0..writer::WRITERS {
-            let writers = writers.clone();
-            threads.writers.push(spawn("ledger-write", Box::new(move || writers.run(number)))?);
-        }
+        let writer = writer::Writer::new(self.core.clone(), sink);
+        let active = idle.active;
+        threads.writer = Some(spawn("ledger-write", Box::new(move || writer.run(active)))?);
         let keeper = keeper::Keeper::new(self.core.clone(), idle.free_space);
         threads.keeper = Some(spawn("ledger-keep", Box::new(move || keeper.run()))?);
         if !idle.unchecked.is_empty() {
@@ -215,23 +208,13 @@ impl Ledger {
         Ok(())
     }
 
-    /// Writes what the calling thread appends, on that thread, where the disk is quick; never ends by itself. For a runtime with one
-    /// thread that has little else to do while records wait; to be dropped before [`Ledger::close`].
-    pub async fn write_here(&self) {
-        let writers = lock(&self.writers).clone();
-        if let Some(writers) = writers {
-            inline::write(writers).await;
-        }
-        std::future::pending().await
-    }
-
     /// Writes what waits, brings the views up to date, makes them durable, and ends the threads. Blocks. Appends after
     /// this fail.
     pub fn close(&self) {
         let mut threads = lock(&self.threads);
         self.core.queue.close();
         // In this order: the folder sees all that the writer wrote, the keeper closes what the writer left.
-        threads.writers.drain(..).for_each(|writer| join(Some(writer)));
+        join(threads.writer.take());
         self.core.closing.store(true, Ordering::Release);
         self.core.folder_bell.ring();
         self.core.help_bell.ring();
@@ -239,7 +222,6 @@ impl Ledger {
         self.core.keeper_bell.ring();
         join(threads.keeper.take());
         join(threads.check.take());
-        lock(&self.writers).take();
         self.readers.close();
         lock(&self.idle).take();
         self.core.pool.clear();
@@ -268,9 +250,9 @@ impl Ledger {
     /// Why nothing can be accepted now; `None` when all is well.
     pub fn not_ready(&self) -> Option<&'static str> {
         // Held by `close` until all is done.
-        let ended = self.threads.try_lock().is_ok_and(|threads| threads.writers.iter().any(JoinHandle::is_finished));
+        let ended = self.threads.try_lock().is_ok_and(|threads| threads.writer.as_ref().is_some_and(JoinHandle::is_finished));
         if ended {
-            return Some("a thread that writes the log has ended: see the node's log, then restart the node");
+            return Some("the log's writer has ended: see the node's log, then restart the node");
         }
         // A balancer sends nothing to a node that is not ready, so nothing would show that commits work again:
         // after a while without a failure it counts as ready and is tried.
@@ -296,10 +278,9 @@ impl Ledger {
         self.core.folder_bell.ring();
     }
 
-    /// Whether the writers' threads run.
+    /// Whether the writer's thread runs.
     pub fn is_alive(&self) -> bool {
-        let threads = lock(&self.threads);
-        !threads.writers.is_empty() && threads.writers.iter().all(|writer| !writer.is_finished())
+        lock(&self.threads).writer.as_ref().is_some_and(|writer| !writer.is_finished())
     }
 
     /// Waits until the views show everything appended so far; false when that takes longer than `at_most`. Blocks.

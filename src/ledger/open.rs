@@ -3,7 +3,6 @@
 use super::catalog::{Segment, remove_files, scan, sync_dir, with_companions};
 use super::core::Core;
 use super::damage::{self, QUARANTINE};
-use super::desk::Active;
 use super::folder::Folder;
 use super::keeper;
 use super::marks::Marks;
@@ -13,6 +12,7 @@ use super::scrub;
 use super::sql::{self, FileError, Form};
 use super::transient::Transients;
 use super::view::{get_meta, meta};
+use super::writer::{Active, checkpoint};
 use super::{OpenError, Options};
 use crate::engine::fact::Seq;
 use crate::telemetry::ledger as event;
@@ -79,6 +79,7 @@ pub fn open(options: &Options) -> Result<Opened, OpenError> {
     if core.catalog.at(first).is_none() {
         core.catalog.insert(active.segment.clone());
     }
+    make_durable(&active).map_err(|e| OpenError::File { file: active.segment.log.clone(), source: e })?;
     core.committed.store(next - 1, Ordering::Release);
     core.wal_bytes.store(wal_size(&active.segment.log), Ordering::Release);
     let core = Arc::new(core);
@@ -87,6 +88,20 @@ pub fn open(options: &Options) -> Result<Opened, OpenError> {
     let unchecked = scrub::at_start(&core);
     let folder = views(&core, options, &marks)?;
     Ok(Opened { core, active, folder, unchecked })
+}
+
+/// What a run before this one wrote may be in the system's cache only: it was killed before its sync, or its sync failed. It counts
+/// as stored from now on, so it is copied into the log's file, which SQLite syncs, or, where there is no space for that, synced as
+/// it is.
+fn make_durable(active: &Active) -> Result<(), FileError> {
+    let wal = &with_companions(&active.segment.log)[1];
+    if wal_size(&active.segment.log) == 0 {
+        return Ok(());
+    }
+    match checkpoint(&active.conn) {
+        Ok((0, frames, copied)) if frames == copied => Ok(()),
+        _ => std::fs::File::open(wal).and_then(|wal| wal.sync_all()).map_err(|e| sql::io_error(&e)),
+    }
 }
 
 fn make_dir(dir: &Path) -> std::io::Result<()> {

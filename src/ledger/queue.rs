@@ -4,14 +4,13 @@
 //! a piece of a large body has its number before it is written.
 
 use super::codec::{BodyRow, FactRow};
-use super::inline;
 use super::ticket::Promise;
 use crate::engine::fact::{Accepted, Seq};
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 /// Memory of a record besides its data.
@@ -68,34 +67,8 @@ struct Inner {
     records: VecDeque<Queued>,
     next_seq: Seq,
     closed: bool,
-    /// Writers that sleep.
-    idle: usize,
-    /// A writer takes what comes.
-    attended: bool,
-    /// A sleeping writer was woken and is on its way.
-    called: bool,
-    /// The last writer left some of what it took.
-    left: bool,
-}
-
-/// What [`Queue::try_attend`] led to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Attend {
-    /// What waits is this writer's.
-    Taken,
-    /// Another one is at work.
-    Busy,
-    /// Nothing waits.
-    Nothing,
-}
-
-impl Inner {
-    /// Is there a writer to wake? Then it is on its way.
-    fn call(&mut self) -> bool {
-        let wake = self.idle > 0 && !self.called;
-        self.called |= wake;
-        wake
-    }
+    /// The writer sleeps.
+    idle: bool,
 }
 
 /// The queue.
@@ -104,10 +77,6 @@ pub struct Queue {
     wake: Condvar,
     /// Records in it, for a look without the lock.
     count: AtomicUsize,
-    /// Writers that look for records without sleeping, or will in a moment: nobody is woken meanwhile.
-    looking: AtomicUsize,
-    /// The disk is quick: accepting threads may write by themselves (see [`super::inline`]).
-    pub quick: AtomicBool,
     limit: usize,
     /// Bytes queued and in the writer's hands.
     bytes: AtomicUsize,
@@ -127,14 +96,11 @@ impl Queue {
     /// `next_seq` is the number of the first record; `limit` in bytes.
     pub fn new(next_seq: Seq, limit: usize) -> Self {
         let pieces_kib = (limit / PIECES_PART / 1024).max(1);
-        let inner =
-            Inner { records: VecDeque::new(), next_seq, closed: false, idle: 0, attended: false, called: false, left: false };
+        let inner = Inner { records: VecDeque::new(), next_seq, closed: false, idle: false };
         Self {
             inner: Mutex::new(inner),
             wake: Condvar::new(),
             count: AtomicUsize::new(0),
-            looking: AtomicUsize::new(0),
-            quick: AtomicBool::new(false),
             limit,
             bytes: AtomicUsize::new(0),
             space: Notify::new(),
@@ -156,12 +122,12 @@ impl Queue {
         if self.waiters.load(Ordering::SeqCst) > 0 {
             return Err(record);
         }
-        self.push_up_to(record, self.limit, true)
+        self.push_up_to(record, self.limit)
     }
 
     /// As [`Queue::push`], before those who wait: for retention, which makes the room that they wait for.
     pub fn push_ahead(&self, record: Box<Record>) -> Result<Seq, Box<Record>> {
-        self.push_up_to(record, self.limit, false)
+        self.push_up_to(record, self.limit)
     }
 
     /// Takes a place among those who wait: until [`Queue::leave_line`] nobody else gets in first.
@@ -176,7 +142,7 @@ impl Queue {
 
     /// As [`Queue::push`], for records that nobody waits for and that should not be lost.
     pub fn push_later(&self, record: Box<Record>) -> Result<Seq, Box<Record>> {
-        self.push_up_to(record, self.limit.saturating_mul(LATER_FACTOR), false)
+        self.push_up_to(record, self.limit.saturating_mul(LATER_FACTOR))
     }
 
     /// Waits for a piece's share of memory; `None` when `patience` ran out.
@@ -185,8 +151,7 @@ impl Queue {
         tokio::time::timeout(patience, self.pieces.clone().acquire_many_owned(kib)).await.ok()?.ok()
     }
 
-    /// `here`: whoever waits for it does not block its thread, which may write it.
-    fn push_up_to(&self, mut record: Box<Record>, limit: usize, here: bool) -> Result<Seq, Box<Record>> {
+    fn push_up_to(&self, mut record: Box<Record>, limit: usize) -> Result<Seq, Box<Record>> {
         let n = record.bytes();
         let mut inner = self.lock();
         let held = self.bytes.load(Ordering::Relaxed);
@@ -199,9 +164,7 @@ impl Queue {
         record.seq = seq;
         inner.records.push_back(record);
         self.count.store(inner.records.len(), Ordering::Relaxed);
-        let here = here && self.quick.load(Ordering::Relaxed) && inline::call(&self.looking);
-        // A writer that looks will see it, and one at work takes it or sees to it that another one does.
-        let wake = !here && !inner.attended && self.looking.load(Ordering::SeqCst) == 0 && inner.call();
+        let wake = std::mem::take(&mut inner.idle);
         drop(inner);
         if wake {
             self.wake.notify_one();
@@ -218,7 +181,7 @@ impl Queue {
             let mut freed = std::pin::pin!(self.space.notified());
             freed.as_mut().enable();
             self.starved.store(true, Ordering::SeqCst);
-            match self.push_up_to(record, self.limit, false) {
+            match self.push_up_to(record, self.limit) {
                 Ok(seq) => return Ok(seq),
                 Err(back) => record = back,
             }
@@ -228,80 +191,23 @@ impl Queue {
         }
     }
 
-    /// Waits until there is something to take that no other writer takes; it is then this one's, until [`Queue::leave`]. False
-    /// when the queue is closed and nothing is left for this writer.
-    pub fn attend(&self) -> bool {
+    /// Moves everything that waits to the empty `records`, in order, as soon as there is something; false when the queue
+    /// is closed and empty.
+    pub fn take(&self, records: &mut VecDeque<Queued>) -> bool {
         let mut inner = self.lock();
         loop {
-            if !inner.attended && (inner.left || !inner.records.is_empty()) {
-                inner.attended = true;
+            if !inner.records.is_empty() {
+                std::mem::swap(records, &mut inner.records);
+                self.count.store(0, Ordering::Relaxed);
                 return true;
             }
             if inner.closed {
-                // One at work goes on until all is written.
                 return false;
             }
-            inner.idle += 1;
+            inner.idle = true;
             inner = self.wake.wait(inner).unwrap_or_else(|e| e.into_inner());
-            inner.idle -= 1;
-            inner.called = false;
+            inner.idle = false;
         }
-    }
-
-    /// The writer takes nothing more for now; `left`: it has records that did not fit. Another one goes on at once.
-    pub fn leave(&self, left: bool) {
-        let mut inner = self.lock();
-        inner.attended = false;
-        inner.left = left;
-        let more = left || !inner.records.is_empty();
-        let wake = more && self.looking.load(Ordering::SeqCst) == 0 && inner.call();
-        drop(inner);
-        if wake {
-            self.wake.notify_one();
-        }
-    }
-
-    /// As [`Queue::attend`], for a writer that does not wait.
-    pub fn try_attend(&self) -> Attend {
-        let mut inner = self.lock();
-        if inner.attended {
-            return Attend::Busy;
-        }
-        if !inner.left && inner.records.is_empty() {
-            return Attend::Nothing;
-        }
-        inner.attended = true;
-        Attend::Taken
-    }
-
-    /// Has a writer see to what waits, if anything does.
-    pub fn call(&self) {
-        let mut inner = self.lock();
-        let wake = !inner.attended && (inner.left || !inner.records.is_empty()) && inner.call();
-        drop(inner);
-        if wake {
-            self.wake.notify_one();
-        }
-    }
-
-    /// One that was looking does so no more: after this, or a [`Queue::call`] that follows, somebody else is woken.
-    pub fn looked(&self) {
-        self.looking.fetch_sub(1, Ordering::SeqCst);
-    }
-
-    /// Records that wait. A hint: without the lock.
-    pub fn len(&self) -> usize {
-        self.count.load(Ordering::Relaxed)
-    }
-
-    /// Looks for records until then, awake; true when there are some. Nobody is woken for them meanwhile.
-    pub fn look(&self, until: Instant) -> bool {
-        self.looking.fetch_add(1, Ordering::SeqCst);
-        while self.is_empty() && Instant::now() < until {
-            std::hint::spin_loop();
-        }
-        self.looking.fetch_sub(1, Ordering::SeqCst);
-        !self.is_empty()
     }
 
     /// Does nothing wait? A hint: without the lock.
@@ -344,10 +250,7 @@ impl Queue {
     /// Nobody will write any more: what still waits is told so.
     pub fn abandon(&self) {
         self.close();
-        let mut inner = self.lock();
-        (inner.attended, inner.left) = (false, false);
-        let left = std::mem::take(&mut inner.records);
-        drop(inner);
+        let left = std::mem::take(&mut self.lock().records);
         drop(left);
     }
 

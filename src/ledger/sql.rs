@@ -157,21 +157,6 @@ pub fn create_spare(dir: &Path, wal: u64) -> Result<(), FileError> {
     if spare.exists() { Ok(()) } else { create(&spare, Form::Log, LOG_PAGE, LOG_TABLES, wal) }
 }
 
-/// Opens the log of the active segment: its commits are made durable by the writers (see [`super::writer`]).
-pub fn open_active(path: &Path, cache_kib: i64) -> Result<Connection, FileError> {
-    let conn = open_log(path, Form::Log, cache_kib)?;
-    let synchronous = if cfg!(feature = "break-fsync") { "off" } else { "normal" };
-    conn.pragma_update(None, "synchronous", synchronous)?;
-    Ok(conn)
-}
-
-/// A log's write-ahead log, to make it durable; while a connection that has read from the log is open.
-pub fn open_wal(log: &Path) -> Result<std::fs::File, FileError> {
-    let wal = &with_companions(log)[1];
-    // It is not there yet when the node was last ended in good order. SQLite takes an empty one for none.
-    std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(wal).map_err(|e| io_error(&e))
-}
-
 /// Opens a log or a file of transient bodies for writing.
 pub fn open_log(path: &Path, form: Form, cache_kib: i64) -> Result<Connection, FileError> {
     let conn = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;

@@ -2,18 +2,18 @@
 
 use super::queue::Record;
 use super::sql::to_sql;
-use rusqlite::{CachedStatement, Connection, params};
+use rusqlite::{Connection, Statement, params};
 
 /// What a row costs besides its data, about.
 const ROW_OVERHEAD: u64 = 48;
 
-/// Prepared once per connection, which keeps them; taken for a group.
+/// Prepared once per connection.
 pub struct Statements<'c> {
     conn: &'c Connection,
-    begin: CachedStatement<'c>,
-    commit: CachedStatement<'c>,
-    fact: CachedStatement<'c>,
-    body: CachedStatement<'c>,
+    begin: Statement<'c>,
+    commit: Statement<'c>,
+    fact: Statement<'c>,
+    body: Statement<'c>,
     /// A transaction is open.
     open: bool,
 }
@@ -22,10 +22,10 @@ impl<'c> Statements<'c> {
     pub fn prepare(conn: &'c Connection) -> rusqlite::Result<Self> {
         Ok(Self {
             conn,
-            begin: conn.prepare_cached("BEGIN IMMEDIATE")?,
-            commit: conn.prepare_cached("COMMIT")?,
-            fact: conn.prepare_cached("INSERT INTO facts(seq, id, home, at, kind, data) VALUES(?1, ?2, ?3, ?4, ?5, ?6)")?,
-            body: conn.prepare_cached("INSERT INTO bodies(seq, codec, len, sum, data) VALUES(?1, ?2, ?3, ?4, ?5)")?,
+            begin: conn.prepare("BEGIN IMMEDIATE")?,
+            commit: conn.prepare("COMMIT")?,
+            fact: conn.prepare("INSERT INTO facts(seq, id, home, at, kind, data) VALUES(?1, ?2, ?3, ?4, ?5, ?6)")?,
+            body: conn.prepare("INSERT INTO bodies(seq, codec, len, sum, data) VALUES(?1, ?2, ?3, ?4, ?5)")?,
             open: false,
         })
     }

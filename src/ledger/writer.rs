@@ -1,200 +1,357 @@
-//! The log's writers: threads that take turns at the [desk](super::desk). One commits everything waiting to the write-ahead log, leaves
-//! the desk, makes it durable with one fdatasync, hands the accept facts on in log order, and tells the waiters. While it waits
-//! for the disk, another sits at the desk with the next group: neither the disk nor the processor waits for the other.
-//!
-//! SQLite's `synchronous=FULL` would do the same within COMMIT, with everybody waiting. `synchronous=NORMAL` and an fdatasync of the
-//! write-ahead log by ourselves after COMMIT is what FULL does (sqlite.org/pragma.html#pragma_synchronous), in the same order;
-//! that a commit is seen by readers of the file before it is durable is why they ask [`Core::committed`].
-//!
-//! When an fdatasync fails, what the file holds is not known: the system may have dropped what it could not write, and the next call
-//! succeeds all the same. The node then ends at once, with nobody told anything, and reads at the next start what there is.
+//! The log's only writer: a thread that takes everything waiting, commits it with one fsync, hands the accept facts
+//! on in log order, and then tells the waiters.
 
-use super::core::Core;
-use super::desk::{Active, Desk, Written};
-use super::gather::Look;
+use super::catalog::Segment;
+use super::core::{Core, Sealing, now_ms};
+use super::failure::Failure;
+use super::gather::Gather;
+use super::queue::Queued;
+use super::sql::{self, FileError, Form};
+use super::statements::Statements;
 use super::ticket;
-use crate::engine::ports::{CommitSink, Committed};
+use super::transient_writer::TransientWriter;
+use crate::engine::fact::Seq;
+use crate::engine::ports::{CommitSink, Committed, LogError};
 use crate::telemetry::ledger as event;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use rusqlite::Connection;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-/// One at the desk, one waiting for the disk: more would make groups smaller, not commits quicker.
-pub const WRITERS: usize = 2;
-/// Descriptors of the write-ahead log for writers on others' threads.
-pub const VISITORS: usize = 14;
+/// Largest group in bytes: bounds the memory of SQLite's uncommitted pages and the time of one commit.
+const GROUP_BYTES: usize = 4 << 20;
+/// SQLite's page cache for the segment being written, KiB. Appending needs few pages.
+const CACHE_KIB: i64 = 512;
+/// Pages that each commit writes again because they are not full yet, about: the last of each table, and now and then the first.
+const PARTIAL_PAGES: u64 = 3;
+/// Failures in a row after which a fresh segment is tried.
+const REOPENS: u32 = 3;
+/// The write-ahead log never grows beyond this many times the size at which it should be copied.
+const WAL_OVERRUN: u64 = 4;
 
-/// Exit code when the disk under the store fails: a dependency is away.
-const UNAVAILABLE: i32 = 69;
-
-/// What the writers share.
-pub struct Writers {
-    pub core: Arc<Core>,
-    sink: Arc<dyn CommitSink>,
-    desk: Mutex<Option<Desk>>,
-    turns: Turns,
-    running: AtomicUsize,
-    visitors: AtomicUsize,
+/// The active segment, open for writing.
+pub struct Active {
+    pub segment: Arc<Segment>,
+    pub conn: Connection,
+    /// Bytes in its log, about.
+    pub bytes: u64,
+    /// Unix milliseconds of its first record; 0 while empty.
+    pub since: i64,
 }
 
-impl Writers {
-    pub fn new(core: Arc<Core>, active: Active, sink: Arc<dyn CommitSink>) -> Arc<Self> {
-        let desk = Mutex::new(Some(Desk::new(active)));
-        Arc::new(Self {
+impl Active {
+    /// Opens a segment for writing, making its file when there is none.
+    pub fn open(core: &Core, first: Seq) -> Result<Self, FileError> {
+        let segment = match core.catalog.holding(first) {
+            Some(known) if known.first == first => known,
+            _ => Arc::new(Segment::new(&core.dir, first)),
+        };
+        if !segment.log.exists() {
+            sql::create_log(&segment.log, Form::Log, core.wal_limit())?;
+        }
+        let conn = sql::open_log(&segment.log, Form::Log, CACHE_KIB)?;
+        let bytes = segment.log.metadata().map_or(0, |m| m.len());
+        let since: Option<i64> =
+            conn.query_row("SELECT min(at) FROM (SELECT at FROM facts ORDER BY seq LIMIT 1)", [], |r| r.get(0))?;
+        Ok(Self { segment, conn, bytes, since: since.unwrap_or(0) })
+    }
+}
+
+/// Why writing to one connection ended.
+enum Next {
+    Roll,
+    Reopen,
+    Close,
+}
+
+/// The writer.
+pub struct Writer {
+    pub core: Arc<Core>,
+    pub sink: Arc<dyn CommitSink>,
+    transient: TransientWriter,
+    failure: Failure,
+    gather: Gather,
+    waiting: VecDeque<Queued>,
+    /// Failures in a row that a fresh connection was to cure.
+    reopened: u32,
+}
+
+impl Writer {
+    pub fn new(core: Arc<Core>, sink: Arc<dyn CommitSink>) -> Self {
+        let transient = TransientWriter::default();
+        Self {
             core,
             sink,
-            desk,
-            turns: Turns::default(),
-            running: AtomicUsize::new(WRITERS),
-            visitors: AtomicUsize::new(0),
-        })
+            transient,
+            failure: Failure::default(),
+            gather: Gather::default(),
+            waiting: VecDeque::new(),
+            reopened: 0,
+        }
     }
 
-    /// Runs writer `number`, from 0, until the queue is closed and empty.
-    pub fn run(&self, number: usize) {
-        let _end = End(self);
-        let mut look = Look::default();
-        let queue = &self.core.queue;
+    /// Runs until the queue is closed and empty.
+    pub fn run(mut self, mut active: Active) {
+        let _end = End(self.core.clone());
         loop {
-            if queue.is_empty() && self.core.in_flight.load(Ordering::Acquire) == 0 {
-                look.at(queue);
+            let next = {
+                let Active { segment, conn, bytes, since } = &mut active;
+                match Statements::prepare(conn) {
+                    Ok(mut statements) => self.write(segment, conn, &mut statements, bytes, since),
+                    Err(e) => {
+                        self.fail_all(&sql::log_error(&e));
+                        Next::Reopen
+                    }
+                }
+            };
+            match next {
+                Next::Close => break,
+                Next::Roll => self.roll(&mut active),
+                Next::Reopen => self.reopen(&mut active),
             }
-            if !queue.attend() {
-                return;
+            if self.core.queue.is_closed() && self.waiting.is_empty() && self.core.queue.is_empty() {
+                break;
             }
-            if !self.write(number, true) {
-                return;
+        }
+        self.transient.close(&self.core);
+        self.hand_over(active.conn, None);
+    }
+
+    /// Writes groups until the segment has its size or age, or the connection is not to be used any more.
+    fn write(
+        &mut self,
+        segment: &Arc<Segment>,
+        conn: &Connection,
+        statements: &mut Statements<'_>,
+        bytes: &mut u64,
+        since: &mut i64,
+    ) -> Next {
+        loop {
+            if self.waiting.is_empty() {
+                self.gather.look(&self.core.queue);
+                if !self.core.queue.take(&mut self.waiting) {
+                    return Next::Close;
+                }
+            } else {
+                self.core.queue.take_more(&mut self.waiting);
+            }
+            if self.is_full(*bytes, *since) {
+                return Next::Roll;
+            }
+            match self.group(statements, bytes) {
+                Ok(()) => {
+                    if *since == 0 {
+                        *since = now_ms();
+                    }
+                    self.tend_wal(segment, conn);
+                }
+                Err(e) => {
+                    self.gather.failed();
+                    self.failure.pause();
+                    if !matches!(e, LogError::Full) {
+                        return Next::Reopen;
+                    }
+                }
             }
         }
     }
 
-    /// The number of one more writer, on a thread of another's; `None` when there are too many.
-    pub fn visitor(&self) -> Option<usize> {
-        let visitor = self.visitors.fetch_add(1, Ordering::Relaxed);
-        (visitor < VISITORS).then_some(WRITERS + visitor)
+    fn is_full(&self, bytes: u64, since: i64) -> bool {
+        let age = i64::try_from(self.core.config.segment_age.as_millis()).unwrap_or(i64::MAX);
+        bytes >= self.core.segment_size() || (since > 0 && now_ms().saturating_sub(since) >= age)
     }
 
-    /// Writes a group, for whoever attends the queue; `gather`: waits for those who are on their way. False when the writers
-    /// have come to an end.
-    pub fn write(&self, number: usize, gather: bool) -> bool {
-        let _whole = Whole(self);
-        let written = {
-            // Poisoned: another one panicked at it, and what it was doing is half done.
-            let Ok(mut desk) = self.desk.lock() else { return false };
-            let Some(desk) = desk.as_mut() else { return false };
-            let written = desk.next(&self.core, gather);
-            self.core.queue.leave(desk.has_left());
-            written
-        };
-        written.is_none_or(|written| self.finish(written, number))
-    }
-
-    /// Makes a group durable and tells those concerned, after the groups before it. False when the writers have come to an end.
-    fn finish(&self, written: Written, number: usize) -> bool {
-        let Written { mut group, waiters, held, wal, turn, began } = written;
-        let written = Instant::now();
-        if !cfg!(feature = "break-fsync")
-            && let Err(e) = wal[number].sync_data()
-        {
-            event::SyncFailed { error: &e.to_string() }.emit();
-            // Not by returning an error: whoever is told now that it failed may be wrong.
-            std::process::exit(UNAVAILABLE);
+    /// The longest prefix of what waits that takes up to `room` bytes; at least one record.
+    fn next_part(&mut self, room: usize) -> (Vec<Queued>, usize) {
+        let mut bytes = 0;
+        let mut n = 0;
+        for record in &self.waiting {
+            let more = record.bytes();
+            if n > 0 && bytes + more > room {
+                break;
+            }
+            bytes += more;
+            n += 1;
         }
-        if !self.turns.wait(turn) {
-            return false;
-        }
-        self.core.synced(written.elapsed());
-        event::Committed { records: group.len(), took: began.elapsed() }.emit();
-        self.publish(&mut group);
-        self.core.in_flight.fetch_sub(waiters, Ordering::AcqRel);
-        self.turns.next();
-        ticket::tell(group.into_iter().map(|r| (r, None)));
-        self.core.queue.release(held);
-        self.core.folder_bell.ring();
-        true
+        (self.waiting.drain(..n).collect(), bytes)
     }
 
-    /// Who must know in log order, and before the waiters: the engine.
-    fn publish(&self, group: &mut [super::queue::Queued]) {
+    /// One group: durable as a whole, or not at all.
+    fn group(&mut self, statements: &mut Statements<'_>, log_bytes: &mut u64) -> Result<(), LogError> {
+        let mut group = Vec::new();
+        let mut held = 0;
+        let mut began = Instant::now();
+        let filled = self.fill(statements, &mut group, &mut held);
+        if cfg!(feature = "break-ack") {
+            ticket::tell_early(&mut group);
+            // Wide enough for a random kill to fall between the two.
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let done = filled.and_then(|bytes| {
+            began = Instant::now();
+            self.transient.write(&self.core, &group)?;
+            statements.commit()?;
+            Ok(bytes)
+        });
+        match done {
+            Ok(bytes) => {
+                self.gather.committed(began.elapsed());
+                *log_bytes += bytes;
+                self.core.wal_bytes.fetch_add(bytes + PARTIAL_PAGES * u64::from(sql::LOG_PAGE), Ordering::Relaxed);
+                self.core.grew(bytes);
+                self.failure.over(&self.core);
+                self.reopened = 0;
+                event::Committed { records: group.len(), took: began.elapsed() }.emit();
+                self.publish(group);
+                self.core.queue.release(held);
+                Ok(())
+            }
+            Err(e) => {
+                statements.roll_back();
+                self.transient.close(&self.core);
+                let error = sql::log_error(&e);
+                self.failure.group_failed(&self.core, group, &error);
+                self.core.queue.release(held);
+                Err(error)
+            }
+        }
+    }
+
+    /// Inserts what waits, and what arrives while more is expected: the work of inserting and that of the appenders overlap.
+    fn fill(&mut self, statements: &mut Statements<'_>, group: &mut Vec<Queued>, held: &mut usize) -> rusqlite::Result<u64> {
+        let first = self.waiting.front().map_or(0, |r| r.seq);
+        let mut bytes = 0;
+        self.gather.begin();
+        loop {
+            let (part, size) = self.next_part(GROUP_BYTES.saturating_sub(*held));
+            *held += size;
+            let from = group.len();
+            // In the group before it is written: should writing fail, they are told.
+            group.extend(self.failure.refuse_broken(&self.core, first, part));
+            for record in &group[from..] {
+                bytes += statements.insert(record)?;
+            }
+            let full = !self.waiting.is_empty() || *held >= GROUP_BYTES;
+            if full || !self.gather.more(&self.core.queue, &mut self.waiting, group.len()) {
+                return Ok(bytes);
+            }
+        }
+    }
+
+    /// After the commit: who must know, in this order: the engine, the waiters, the folder.
+    fn publish(&mut self, mut group: Vec<Queued>) {
         let Some(last) = group.last().map(|r| r.seq) else { return };
-        let core = &self.core;
         let mut batch = Vec::new();
-        for record in group {
+        for record in &mut group {
             if record.holds_transient {
                 let own = [record.seq];
-                core.transients.hold(record.seq, if record.pieces.is_empty() { &own } else { &record.pieces });
+                self.core.transients.hold(record.seq, if record.pieces.is_empty() { &own } else { &record.pieces });
             }
             if let Some(from) = record.carried_from {
-                core.homes.moved(from, record.seq);
-                core.transients.finished(from);
+                self.core.homes.moved(from, record.seq);
+                self.core.transients.finished(from);
             }
             if let Some(d) = record.deliver.take() {
                 batch.push(Committed { seq: record.seq, accepted: *d.accepted, body: d.body });
             }
         }
-        core.committed.store(last, Ordering::Release);
+        self.core.committed.store(last, Ordering::Release);
         if !batch.is_empty() {
             self.sink.committed(batch);
         }
-    }
-}
-
-/// The order in which groups are told: that of the log.
-#[derive(Default)]
-struct Turns {
-    now: Mutex<u64>,
-    moved: Condvar,
-    ended: AtomicBool,
-}
-
-impl Turns {
-    /// Waits until all groups before `turn` are told; false when that will not happen.
-    fn wait(&self, turn: u64) -> bool {
-        let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
-        while *now != turn && !self.ended.load(Ordering::Acquire) {
-            now = self.moved.wait(now).unwrap_or_else(PoisonError::into_inner);
-        }
-        !self.ended.load(Ordering::Acquire)
+        let told = ticket::tell(group.into_iter().map(|r| (r, None)));
+        self.gather.told(told);
+        self.core.folder_bell.ring();
     }
 
-    fn next(&self) {
-        *self.now.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-        self.moved.notify_all();
-    }
-
-    fn end(&self) {
-        let _now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
-        self.ended.store(true, Ordering::Release);
-        self.moved.notify_all();
-    }
-}
-
-/// A panic while a group is written: what it held will not be told, nor may what comes after it be.
-struct Whole<'a>(&'a Writers);
-
-impl Drop for Whole<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.turns.end();
-            self.0.core.queue.abandon();
-        }
-    }
-}
-
-/// However a writer ends, nobody waits for it in vain; the last one completes the files.
-struct End<'a>(&'a Writers);
-
-impl Drop for End<'_> {
-    fn drop(&mut self) {
-        if self.0.running.fetch_sub(1, Ordering::AcqRel) > 1 {
-            // The other one writes what is left.
+    /// Keeps the write-ahead log short. Copying is the housekeeper's work; only the last frames, and beginning anew,
+    /// must happen while nothing is being written.
+    fn tend_wal(&mut self, segment: &Segment, conn: &Connection) {
+        let wal = self.core.wal_bytes.load(Ordering::Relaxed);
+        let limit = self.core.wal_limit();
+        if wal < limit {
             return;
         }
-        self.0.core.queue.abandon();
-        if let Ok(mut desk) = self.0.desk.lock()
-            && let Some(desk) = desk.take()
-        {
-            desk.close(&self.0.core);
+        if self.core.wal_copied.load(Ordering::Acquire) || wal > limit * WAL_OVERRUN {
+            let _alone = segment.gate.write().unwrap_or_else(|e| e.into_inner());
+            // The next write finds everything copied and nobody reading, and begins the file anew.
+            let (_, frames, copied) = checkpoint(conn).unwrap_or((1, 1, 0));
+            if frames == copied {
+                self.core.wal_bytes.store(0, Ordering::Relaxed);
+            }
+            self.core.wal_copied.store(false, Ordering::Release);
+        } else {
+            self.core.keeper_bell.ring();
         }
     }
+
+    fn roll(&mut self, active: &mut Active) {
+        let Some(first) = self.waiting.front().map(|r| r.seq) else { return };
+        match Active::open(&self.core, first) {
+            Ok(fresh) => self.switch(active, fresh),
+            Err(e) => {
+                // The old segment goes on; try again when it has grown by another eighth.
+                event::UpkeepFailed { what: "new segment", error: &e.to_string() }.emit();
+                let fresh = Segment::new(&self.core.dir, first);
+                let _ = super::catalog::remove_files(&fresh.files());
+                active.bytes -= active.bytes / 8;
+                active.since = now_ms();
+            }
+        }
+    }
+
+    /// After a failure that is not for want of space: the same file through a fresh connection, or, when that does not
+    /// help, a fresh segment. What was acknowledged is in the old one.
+    fn reopen(&mut self, active: &mut Active) {
+        self.reopened += 1;
+        if self.reopened <= REOPENS {
+            match Active::open(&self.core, active.segment.first) {
+                Ok(again) => return *active = again,
+                Err(e) => self.fail_all(&LogError::Failed(e.to_string())),
+            }
+        }
+        let first = self.waiting.front().map_or_else(|| self.core.queue.next_seq(), |r| r.seq);
+        match Active::open(&self.core, first) {
+            Ok(fresh) => self.switch(active, fresh),
+            Err(e) => self.fail_all(&LogError::Failed(e.to_string())),
+        }
+    }
+
+    fn switch(&mut self, active: &mut Active, fresh: Active) {
+        event::SegmentBegun { first: fresh.segment.first }.emit();
+        self.core.catalog.insert(fresh.segment.clone());
+        let old = std::mem::replace(active, fresh);
+        self.core.wal_bytes.store(0, Ordering::Relaxed);
+        self.core.wal_copied.store(false, Ordering::Release);
+        self.hand_over(old.conn, Some(old.segment));
+    }
+
+    fn fail_all(&mut self, error: &LogError) {
+        self.core.queue.take_more(&mut self.waiting);
+        let group: Vec<Queued> = self.waiting.drain(..).collect();
+        let held: usize = group.iter().map(|r| r.bytes()).sum();
+        self.failure.group_failed(&self.core, group, error);
+        self.core.queue.release(held);
+        self.failure.pause();
+    }
+
+    fn hand_over(&self, conn: Connection, segment: Option<Arc<Segment>>) {
+        self.core.sealing.lock().unwrap_or_else(|e| e.into_inner()).push(Sealing { segment, conn, failed: false });
+        self.core.keeper_bell.ring();
+    }
+}
+
+/// However the writer ends, nobody waits for it in vain.
+struct End(Arc<Core>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.queue.abandon();
+    }
+}
+
+/// Copies what can be copied from the write-ahead log without waiting for anybody: (busy, frames, copied).
+pub fn checkpoint(conn: &Connection) -> rusqlite::Result<(i64, i64, i64)> {
+    conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))
 }

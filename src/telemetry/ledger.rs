@@ -89,22 +89,6 @@ impl CommitFailed<'_> {
     }
 }
 
-/// What was written to the log could not be made durable. The node ends.
-pub struct SyncFailed<'a> {
-    pub error: &'a str,
-}
-
-impl SyncFailed<'_> {
-    pub fn emit(self) {
-        COMMIT_FAILURES.inc();
-        tracing::error!(
-            error = self.error,
-            "the log cannot be made durable: the node ends, so that nothing is taken for stored that is not; \
-             check the disk under the store, then start it again"
-        );
-    }
-}
-
 /// The log commits again.
 pub struct CommitRecovered;
 
