@@ -154,6 +154,8 @@ fn a_repetition_gets_the_stored_response_also_after_a_restart() {
         assert!(first.contains("MSA|AA|ID-1"), "{first}");
         assert_eq!(seen.load(Ordering::SeqCst), 3, "none reached the upstream twice");
         if round == 0 {
+            // How it ended is recorded without making the sender wait.
+            assert!(harness::ledger::settled(&node, Duration::from_secs(10)));
             node.kill9();
             node.start();
         }
