@@ -67,8 +67,8 @@ const NOT_PURE: &[&str] = &[
     "tracing",
 ];
 
-/// The files that have a reason for unsafe code, written in them.
-const UNSAFE: &[&str] = &["host/listeners/inherited.rs", "host/memory.rs"];
+/// The one file that has a reason for unsafe code, written in it.
+const UNSAFE: &[&str] = &["host/listeners/inherited.rs"];
 
 const MOST_LINES: usize = 600;
 

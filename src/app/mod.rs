@@ -80,7 +80,6 @@ pub fn run(loaded: &Loaded, listeners: Arc<Listeners>, upgrade: &Upgrade) -> Res
         let took_ms = started.elapsed().as_millis() as u64;
         let channels = node.engine.channels().len();
         events::Ready { store: &config.node.store, channels, instances: config.node.cluster.instances(), took_ms }.emit();
-        crate::host::memory::release_code();
         systemd::ready("accepting");
         let (ended, signalled) = tokio::select! {
             told = node.until_told(&mut signals, config, upgrade) => told,

@@ -6,7 +6,6 @@ pub mod listeners;
 pub mod lock;
 pub mod log;
 mod machine;
-pub mod memory;
 pub mod panics;
 pub mod signals;
 pub mod space;
