@@ -9,6 +9,7 @@ use hie::ledger::{Ledger, Query, Row, SearchError};
 use ledger_support::*;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 const MESSAGES: usize = 3_000;
 
@@ -102,6 +103,29 @@ async fn every_question_has_its_answer_and_the_same_after_the_views_were_lost() 
         assert!(ledger.problems().is_empty(), "{:?}", ledger.problems());
         ledger.close();
     }
+}
+
+/// Segments may hold nothing but pieces of bodies, which have numbers and are no facts.
+#[tokio::test]
+async fn views_that_are_behind_go_through_segments_full_of_pieces_without_a_rest() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ledger, _, _) = start(dir.path(), small());
+    accept(&ledger, &message(0, 700)).await.unwrap();
+    caught_up(&ledger);
+    // Somebody else holds the view meanwhile.
+    let other = rusqlite::Connection::open(&files(dir.path(), "view-")[0]).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    accept(&ledger, &message(1, 700)).await.unwrap();
+    for i in 0..80 {
+        ledger.chunk(message(i, 300_000).body.unwrap(), false).await.unwrap();
+    }
+    accept(&ledger, &message(2, 700)).await.unwrap();
+    other.execute_batch("ROLLBACK").unwrap();
+    let began = Instant::now();
+    caught_up(&ledger);
+    assert!(began.elapsed() < Duration::from_secs(7), "they took a rest: {:?}", began.elapsed());
+    assert!(files(dir.path(), "log-").len() >= 15, "many segments were wanted");
+    assert_eq!(ledger.search(&Query { control_id: Some("C2".into()), ..Query::default() }).unwrap().len(), 1);
 }
 
 /// Names the first difference only: the answers are long.

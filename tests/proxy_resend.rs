@@ -13,9 +13,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// Answers 200 to everything and counts it.
-fn upstream(at: SocketAddr) -> Arc<AtomicUsize> {
+/// Serves HTTP and counts: `answer` gives the whole response to the request of that number (from 1).
+fn counting(at: SocketAddr, answer: fn(&http::Head, usize) -> Vec<u8>) -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = TcpListener::bind(at).expect("the upstream's port");
+    let at = listener.local_addr().expect("an address");
     let count = Arc::new(AtomicUsize::new(0));
     let seen = count.clone();
     std::thread::spawn(move || {
@@ -25,14 +26,14 @@ fn upstream(at: SocketAddr) -> Arc<AtomicUsize> {
                 let mut input = std::io::BufReader::new(&stream);
                 while let Ok(Some(head)) = http::Head::read(&mut input) {
                     http::read_body(&head, &mut input, false, |_| ()).ok()?;
-                    seen.fetch_add(1, Ordering::SeqCst);
-                    (&stream).write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ndone").ok()?;
+                    let number = seen.fetch_add(1, Ordering::SeqCst) + 1;
+                    (&stream).write_all(&answer(&head, number)).ok()?;
                 }
                 Some(())
             });
         }
     });
-    count
+    (at, count)
 }
 
 fn mllp(to: SocketAddr, message: &str) -> String {
@@ -63,7 +64,7 @@ fn a_repetition_is_forwarded_until_it_has_succeeded() {
     assert!(mllp(node.mllp, adt).contains("MSA|AE|ID-1"));
     assert!(mllp(node.mllp, adt).contains("MSA|AE|ID-1"), "no false acknowledgment of a repetition");
 
-    let seen = upstream(port);
+    let (_, seen) = counting(port, |_, _| b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ndone".to_vec());
     let done = post();
     assert_eq!((done.status, seen.load(Ordering::SeqCst)), (200, 1), "the repetition reached it: {}", done.text());
     assert!(mllp(node.mllp, adt).contains("MSA|AA|ID-1"));
@@ -92,36 +93,18 @@ fn a_message_that_can_never_be_sent_is_set_aside_and_the_others_pass() {
     assert_eq!(node.metric("hie_route_parked"), Some(1.0));
 }
 
-/// Answers each request by number: the body says which one it was, with a header of its own; of 300 KiB where asked.
-fn numbering(answer: u16) -> (SocketAddr, Arc<AtomicUsize>) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let at = listener.local_addr().expect("an address");
-    let count = Arc::new(AtomicUsize::new(0));
-    let seen = count.clone();
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let seen = seen.clone();
-            std::thread::spawn(move || {
-                let mut input = std::io::BufReader::new(&stream);
-                while let Ok(Some(head)) = http::Head::read(&mut input) {
-                    http::read_body(&head, &mut input, false, |_| ()).ok()?;
-                    let n = seen.fetch_add(1, Ordering::SeqCst) + 1;
-                    let size = if head.header("x-large").is_some() { 300 * 1024 } else { 8 };
-                    let body = format!("answer {n}").into_bytes().into_iter().chain(std::iter::repeat(b'.'));
-                    let body: Vec<u8> = body.take(size).collect();
-                    let code = if answer == 0 && n == 1 { 500 } else { 201 };
-                    write!(
-                        &stream,
-                        "HTTP/1.1 {code} X\r\nX-Number: {n}\r\nContent-Type: text/plain\r\nContent-Length: {size}\r\n\r\n"
-                    )
-                    .ok()?;
-                    (&stream).write_all(&body).ok()?;
-                }
-                Some(())
-            });
-        }
-    });
-    (at, count)
+/// The body says which request it was, and a header too; of 300 KiB where asked.
+fn numbered(head: &http::Head, n: usize, code: u16) -> Vec<u8> {
+    let size = if head.header("x-large").is_some() { 300 * 1024 } else { 8 };
+    let mut response =
+        format!("HTTP/1.1 {code} X\r\nX-Number: {n}\r\nContent-Type: text/plain\r\nContent-Length: {size}\r\n\r\n").into_bytes();
+    let body = format!("answer {n}").into_bytes().into_iter().chain(std::iter::repeat(b'.'));
+    response.extend(body.take(size));
+    response
+}
+
+fn numbering(answer: fn(&http::Head, usize) -> Vec<u8>) -> (SocketAddr, Arc<AtomicUsize>) {
+    counting("127.0.0.1:0".parse().expect("an address"), answer)
 }
 
 fn proxy(more: &str, at: SocketAddr) -> String {
@@ -131,7 +114,7 @@ fn proxy(more: &str, at: SocketAddr) -> String {
 
 #[test]
 fn a_repetition_gets_the_stored_response_also_after_a_restart() {
-    let (at, seen) = numbering(201);
+    let (at, seen) = numbering(|head, n| numbered(head, n, 201));
     let mut node = Builder::new().channel(proxy("", at)).start();
     let adt = "MSH|^~\\&|A|B|C|D|20260101||ADT^A01|ID-1|P|2.5\rPID|1||123\r";
     for round in 0..2 {
@@ -176,7 +159,7 @@ fn an_hl7_answer_is_repeated_byte_for_byte() {
 
 #[test]
 fn where_no_body_is_stored_a_repetition_is_only_acknowledged() {
-    let (at, seen) = numbering(201);
+    let (at, seen) = numbering(|head, n| numbered(head, n, 201));
     let node = Builder::new().channel(proxy("storage = \"no-bodies\"", at)).start();
     let post = || http::once(node.http, "POST", "/x", &[("Idempotency-Key", "k")], b"same").expect("an answer");
     assert_eq!(post().status, 201);
@@ -187,7 +170,7 @@ fn where_no_body_is_stored_a_repetition_is_only_acknowledged() {
 
 #[test]
 fn what_failed_is_forwarded_again_after_a_restart_too() {
-    let (at, seen) = numbering(0);
+    let (at, seen) = numbering(|head, n| numbered(head, n, if n == 1 { 500 } else { 201 }));
     let mut node = Builder::new().channel(proxy("", at)).start();
     let post =
         |node: &harness::Node| http::once(node.http, "POST", "/x", &[("Idempotency-Key", "k")], b"same").expect("an answer");
@@ -201,7 +184,7 @@ fn what_failed_is_forwarded_again_after_a_restart_too() {
 
 #[test]
 fn a_path_that_leads_out_of_the_targets_is_the_senders_mistake() {
-    let (at, seen) = numbering(201);
+    let (at, seen) = numbering(|head, n| numbered(head, n, 201));
     let channel = queue("proxy.all", "true").replace("\"queue\"", "\"proxy\"");
     let node = Builder::new()
         .channel(channel + &route("upstream", &format!("http = [\"http://{at}/in\"]"), "forward_path = true"))
@@ -237,7 +220,7 @@ fn after_a_kill_too_only_what_succeeded_is_recognised() {
     assert!(arrived, "the request reached the upstream");
     node.kill9();
     let _ = (waiting.join(), under_way.join());
-    let seen = upstream(port);
+    let (_, seen) = counting(port, |_, _| b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ndone".to_vec());
     node.start();
     assert_eq!(post(node.http, "done").expect("an answer"), 200);
     for (key, count) in [("failed", 2), ("unknown", 3)] {
@@ -254,7 +237,7 @@ fn after_a_kill_too_only_what_succeeded_is_recognised() {
 /// Senders count their keys from 1: what is stored of one request is no answer to another.
 #[test]
 fn a_key_belongs_to_its_request() {
-    let (at, seen) = numbering(201);
+    let (at, seen) = numbering(|head, n| numbered(head, n, 201));
     let node = Builder::new().channel(proxy("", at)).start();
     let ask = |method: &str, path: &str| {
         let answer = http::once(node.http, method, path, &[("Idempotency-Key", "1")], b"").expect("an answer");

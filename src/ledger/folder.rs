@@ -50,12 +50,14 @@ impl Folder {
         Self { core, at, boot, reading: None, views: VecDeque::new(), unsynced: 0, synced_at: Instant::now() }
     }
 
-    /// One round: what is asked for, then up to so many batches. Gives how many facts were folded; a failure is told.
+    /// One round: what is asked for, then up to so many batches. Gives by how many numbers the views came on (pieces of bodies have
+    /// numbers too, and segments may hold nothing else); a failure is told.
     pub fn round(&mut self, batches: usize) -> Result<u64, Failed> {
         self.rebuild_asked();
+        let before = self.at;
         let catalog = &self.core.catalog;
         self.views.retain(|v| catalog.at(v.first).is_some());
-        let folded = self.complete_asked().and_then(|()| self.catch_up(batches)).map_err(|e| {
+        let came_on = self.complete_asked().and_then(|()| self.catch_up(batches)).map(|()| self.at - before).map_err(|e| {
             event::UpkeepFailed { what: "views", error: &e.to_string() }.emit();
             // What was half done is done again from the log.
             self.views.clear();
@@ -64,7 +66,7 @@ impl Folder {
         if self.sync_is_due() {
             self.sync();
         }
-        folded
+        came_on
     }
 
     /// Nothing happens: be durable, and hold no memory.
@@ -79,9 +81,8 @@ impl Folder {
         self.views.is_empty()
     }
 
-    /// Folds what there is, at most so many batches; gives how many facts that were.
-    pub fn catch_up(&mut self, batches: usize) -> Result<u64, FileError> {
-        let mut total = 0;
+    /// Folds what there is, at most so many batches.
+    pub fn catch_up(&mut self, batches: usize) -> Result<(), FileError> {
         for _ in 0..batches {
             if self.core.folded.paused.load(Ordering::Acquire) {
                 break;
@@ -107,7 +108,6 @@ impl Folder {
             if let Some(last) = facts.last().map(|f| f.seq) {
                 self.fold(&segment, facts, last)?;
                 self.at = last;
-                total += count;
                 self.unsynced += count;
                 event::Folded { facts: count, lag: committed.saturating_sub(last) }.emit();
             }
@@ -129,7 +129,7 @@ impl Folder {
             }
             self.core.folded.set(self.at);
         }
-        Ok(total)
+        Ok(())
     }
 
     /// One batch of facts of one log.

@@ -41,16 +41,16 @@ impl Folding {
         let core = &self.core;
         loop {
             let began = Instant::now();
-            let (folded, at, resting) = {
+            let (came_on, at, resting) = {
                 let mut folder = self.lock();
                 (folder.round(BATCHES), folder.at, folder.is_resting())
             };
-            // All commits come before this flag: whoever sets it has joined the writers.
+            // All commits come before this flag: whoever sets it has joined the writer.
             let paused = core.folded.paused.load(Ordering::Acquire);
-            if core.closing.load(Ordering::Acquire) && (folded.is_err() || paused || core.committed() <= at) {
+            if core.closing.load(Ordering::Acquire) && (came_on.is_err() || paused || core.committed() <= at) {
                 break;
             }
-            match folded {
+            match came_on {
                 Err(_) => std::thread::sleep(AFTER_FAILURE),
                 Ok(0) => {
                     let began = Instant::now();

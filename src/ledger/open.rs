@@ -235,7 +235,7 @@ fn views(core: &Arc<Core>, options: &Options, marks: &Marks) -> Result<Folder, O
     for _ in 0..=core.catalog.all().len() {
         match folder.catch_up(usize::MAX) {
             Err(FileError::Damaged(_)) if folder.mend().map_err(failed)? => {}
-            other => return other.map(|_| folder).map_err(failed),
+            other => return other.map(|()| folder).map_err(failed),
         }
     }
     folder.catch_up(usize::MAX).map_err(failed)?;

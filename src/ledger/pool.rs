@@ -1,4 +1,4 @@
-//! Connections for reading, kept open between uses: few, with small caches, and none to a file that is gone.
+//! Connections for reading, kept open between uses: with small caches, closed soon when nobody reads, and none to a file that is gone.
 
 use super::sql::{self, FileError, Form};
 use rusqlite::Connection;
@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// Connections kept.
-const KEPT: usize = 6;
+/// Connections kept, for a short while: opening one costs a millisecond (a closed segment's -wal and -shm are made and removed), and a
+/// search for a patient goes through all segments' views and logs.
+const KEPT: usize = 64;
 /// SQLite's page cache of each, KiB.
-const CACHE_KIB: i64 = 256;
+const CACHE_KIB: i64 = 128;
 
 struct Kept {
     path: PathBuf,

@@ -18,7 +18,7 @@ use rusqlite::OptionalExtension;
 /// The row of a transaction in the segment's view.
 pub fn row(core: &Core, segment: &Segment, seq: Seq) -> Result<Option<ViewRow>, FileError> {
     core.with_view(segment, |conn| {
-        let mut statement = conn.prepare(&format!("SELECT {} FROM tx WHERE seq = ?1", view::COLUMNS))?;
+        let mut statement = conn.prepare_cached(&format!("SELECT {} FROM tx WHERE seq = ?1", view::COLUMNS))?;
         Ok(statement.query_row([to_sql(seq)], |r| view::row(conn, r)).optional()?)
     })
 }
