@@ -4,6 +4,7 @@
 use super::Exchange;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -92,6 +93,8 @@ async fn answer(mut stream: TcpStream, keep: Option<std::sync::mpsc::Sender<Kept
 pub struct Sender {
     stream: TcpStream,
     number: usize,
+    /// Its place among all connections of this process: were an id used again, the node would take the message for a resend.
+    serial: usize,
     sent: u64,
     message: Vec<u8>,
     buffer: Vec<u8>,
@@ -101,12 +104,14 @@ impl Sender {
     pub async fn connect(to: SocketAddr, number: usize) -> io::Result<Self> {
         let stream = TcpStream::connect(to).await?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, number, sent: 0, message: Vec::with_capacity(1100), buffer: Vec::with_capacity(4096) })
+        static CONNECTED: AtomicUsize = AtomicUsize::new(0);
+        let serial = CONNECTED.fetch_add(1, Ordering::Relaxed);
+        Ok(Self { stream, number, serial, sent: 0, message: Vec::with_capacity(1100), buffer: Vec::with_capacity(4096) })
     }
 
-    /// The control id of message `sent` of connection `number` in this process.
-    pub fn id(number: usize, sent: u64) -> String {
-        format!("{:x}.{number}.{sent}", std::process::id())
+    /// The control id of message `sent` of the connection that was the `serial`th (from 0) of this process.
+    pub fn id(serial: usize, sent: u64) -> String {
+        format!("{:x}.{serial}.{sent}", std::process::id())
     }
 
     pub fn patient(number: usize, sent: u64) -> String {
@@ -117,7 +122,7 @@ impl Sender {
 impl Exchange for Sender {
     async fn once(&mut self) -> io::Result<bool> {
         self.sent += 1;
-        let id = Self::id(self.number, self.sent);
+        let id = Self::id(self.serial, self.sent);
         adt(&mut self.message, &id, &Self::patient(self.number, self.sent));
         self.stream.write_all(&self.message).await?;
         self.buffer.clear();
