@@ -327,6 +327,28 @@ fn smuggled_requests_are_refused() {
 }
 
 #[test]
+fn a_body_announced_too_large_is_refused_and_is_a_transaction() {
+    let node = Builder::new()
+        .section("[limits]\nmax_body = \"1 MiB\"\n")
+        .channel(queue("to.all", "true") + &route("none", "http = [\"http://127.0.0.1:9\"]", ""))
+        .start();
+    let mut stream = TcpStream::connect(node.http).expect("connected");
+    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
+    write!(stream, "POST /fhir HTTP/1.1\r\nHost: hie\r\nContent-Length: 2000000\r\nConnection: close\r\n\r\n").expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    let id = answer.to_ascii_lowercase().lines().find_map(|l| l.strip_prefix("x-hie-transaction-id: ").map(str::to_owned));
+    let id = id.unwrap_or_else(|| panic!("no id of the transaction: {answer}"));
+    let mut found = serde_json::Value::Null;
+    let recorded = wait_until(Duration::from_secs(10), || {
+        found = node.get(&format!("/transactions/{id}")).json();
+        found["error"]["message"].as_str().is_some_and(|m| m.contains("larger than the limit"))
+    });
+    assert!(recorded, "{found}");
+}
+
+#[test]
 fn oversized_headers_and_request_lines_are_refused() {
     let mut t = pair();
     let long = "h".repeat(40_000);

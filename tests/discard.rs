@@ -107,3 +107,23 @@ fn what_is_in_hand_or_waits_on_a_route_at_work_is_not_discarded() {
     let arrived: Vec<_> = receiver.arrivals().iter().map(|a| a.tag.id.clone()).collect();
     assert_eq!(arrived, ["ID0", "ID1"], "the others in their order, the discarded one never");
 }
+
+#[test]
+fn what_was_said_to_be_discarded_stays_so_after_a_kill() {
+    let receiver = Receiver::willing();
+    let channel = queue("test.all", "true") + &route("ehr", &receiver.target(), "paused = true");
+    let mut node = Builder::new().channel(channel).start();
+    send(&node, 8);
+    let ids = ids(&node);
+    assert_eq!(ids.len(), 8);
+    for id in &ids[..6] {
+        let answer = node.post(&format!("/transactions/{id}/discard"), "{}");
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        node.kill9();
+        node.start();
+    }
+    node.post("/routes/test.all/ehr/resume", "");
+    assert!(wait_until(Duration::from_secs(20), || node.metric("hie_messages_pending") == Some(0.0)));
+    let arrived: Vec<_> = receiver.arrivals().iter().map(|a| a.tag.id.clone()).collect();
+    assert_eq!(arrived, ["ID6", "ID7"]);
+}

@@ -16,6 +16,16 @@ impl Engine {
             Err(error) => Err(ControlError::Failed(error.to_string())),
         }
     }
+
+    /// What an operator was told is done stays done, whatever happens to the node.
+    async fn on_disk(&self, count: u32) -> Result<u32, ControlError> {
+        match self.parts.log.durable().await {
+            Ok(()) => Ok(count),
+            Err(error) => {
+                Err(ControlError::Failed(format!("done, but it may not outlive a restart: {error}; look again after a restart")))
+            }
+        }
+    }
 }
 
 fn some_parked(count: u32) -> Result<u32, ControlError> {
@@ -42,7 +52,8 @@ impl Control for Engine {
         let route = route.map(str::to_owned);
         Box::pin(async move {
             let message = self.unfinished(id).await?;
-            some_parked(self.parts.transport.requeue(&message, route.as_deref()))
+            let count = some_parked(self.parts.transport.requeue(&message, route.as_deref()))?;
+            self.on_disk(count).await
         })
     }
 
@@ -50,7 +61,8 @@ impl Control for Engine {
         let route = route.map(str::to_owned);
         Box::pin(async move {
             let message = self.unfinished(id).await?;
-            self.parts.transport.discard(&message, route.as_deref())
+            let count = self.parts.transport.discard(&message, route.as_deref())?;
+            self.on_disk(count).await
         })
     }
 

@@ -337,6 +337,9 @@ pub trait Log: Send + Sync + 'static {
     /// Where the store fails, the record is lost and counted: only for facts whose loss repeats work, never loses it.
     fn append_later(&self, record: Append);
 
+    /// Resolves when everything appended before this call is durable; an error when some of it could not be written.
+    fn durable(&self) -> BoxFuture<'static, Result<(), LogError>>;
+
     /// Stages one piece of a large body; its sequence number, once it is taken by the writer (not yet durable: the
     /// accept fact that refers to it is written after it, so durable with it). Pushes back by being slow.
     fn chunk(&self, data: Bytes, transient: bool) -> BoxFuture<'static, Result<Seq, LogError>>;

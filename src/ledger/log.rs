@@ -138,6 +138,23 @@ impl Log for Ledger {
         }
     }
 
+    fn durable(&self) -> BoxFuture<'static, Result<(), LogError>> {
+        let core = self.core.clone();
+        let lost = core.lost_later.load(Ordering::Relaxed);
+        let ticket = Arc::new(Ticket::default());
+        // An empty record comes after all that is queued, and is told when they are written.
+        let last = Box::new(Record { ticket: Some(Promise::new(&ticket)), ..Record::default() });
+        let pushed = core.queue.push_later(last).map(|_| ()).map_err(|_| queue_error(&core));
+        Box::pin(async move {
+            pushed?;
+            Waiting(ticket).await?;
+            match core.lost_later.load(Ordering::Relaxed) == lost {
+                true => Ok(()),
+                false => Err(LogError::Failed("the store failed meanwhile".into())),
+            }
+        })
+    }
+
     fn chunk(&self, data: Bytes, transient: bool) -> BoxFuture<'static, Result<Seq, LogError>> {
         if let Some(e) = self.core.refusal() {
             return Box::pin(std::future::ready(Err(e)));

@@ -36,6 +36,9 @@ impl Log for OneBody {
         Box::pin(async { Err(LogError::Full) })
     }
     fn append_later(&self, _: Append) {}
+    fn durable(&self) -> BoxFuture<'static, Result<(), LogError>> {
+        Box::pin(async { Ok(()) })
+    }
     fn chunk(&self, _: Bytes, _: bool) -> BoxFuture<'static, Result<Seq, LogError>> {
         Box::pin(async { Err(LogError::Full) })
     }

@@ -7,11 +7,12 @@ use super::{
     respond,
 };
 use crate::{
-    engine::ports::{Answer, Arrival, Credentials, Denied, Refusal},
+    engine::ports::{self, Answer, Arrival, Credentials, Denied, Refusal},
     gateway::inbound::{ANONYMOUS, identify, outcome},
     message::Protocol,
     telemetry::inbound::{Cut, Outcome},
 };
+use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body::Body as _;
 use hyper::body::Incoming;
@@ -60,16 +61,17 @@ async fn answer(request: Request<Incoming>, context: &Context) -> Response<OutBo
             return respond::denied(&denied);
         }
     };
-    if body.size_hint().lower() > server.max_body {
-        meters.answered(Outcome::TooLarge);
-        return respond::refused(None, &Refusal::TooLarge { limit: server.max_body }, false);
-    }
     let head = request::head(&parts);
-    let body = match request::body(body, &server.config, server.connections.clone()).await {
-        Ok(body) => body,
-        Err(lost) => {
-            meters.answered(if lost == Lost::Late { Outcome::TooSlow } else { Outcome::Aborted });
-            return lost_body(lost, context);
+    let body = if body.size_hint().lower() > server.max_body {
+        // Not read at all, and recorded all the same: somebody will look for it.
+        ports::Incoming::Refused { head: Bytes::new(), refusal: Refusal::TooLarge { limit: server.max_body } }
+    } else {
+        match request::body(body, &server.config, server.connections.clone()).await {
+            Ok(body) => body,
+            Err(lost) => {
+                meters.answered(if lost == Lost::Late { Outcome::TooSlow } else { Outcome::Aborted });
+                return lost_body(lost, context);
+            }
         }
     };
     let anonymous = &*client == ANONYMOUS;
