@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod app;
 pub mod engine;
+pub mod feed;
 pub mod host;
 pub mod inbound;
 mod latency;
@@ -33,6 +34,7 @@ pub fn encode() -> String {
     engine::touch();
     admin::touch();
     app::touch();
+    feed::touch();
     host::touch();
     ledger::touch();
     let mut open = String::with_capacity(16 * 1024);

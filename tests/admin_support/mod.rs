@@ -5,7 +5,10 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use futures_util::{StreamExt, future::BoxFuture, stream};
 use hie::{
-    admin::{AdminState, Detail, Hit, Info, Query, Records, RecordsError, Token},
+    admin::{
+        AdminState, Detail, Hit, Info, Query, Records, RecordsError, Token,
+        feed::{Facts, Feed, Journal, Wake},
+    },
     channel::{Channel, Mode, Storage},
     engine::{
         directory::Directory,
@@ -310,6 +313,25 @@ pub fn channel(name: &str) -> Channel {
     toml::from_str(&text).unwrap()
 }
 
+/// A log in which nothing happens.
+pub struct NoJournal;
+
+impl Journal for NoJournal {
+    fn committed(&self) -> Seq {
+        0
+    }
+
+    fn after(&self, seq: Seq, _: usize) -> Result<Facts, String> {
+        Ok(Facts { facts: vec![], from: seq + 1, at: seq })
+    }
+
+    fn parties(&self, _: Seq) -> Option<(String, String)> {
+        None
+    }
+
+    fn on_commit(&self, _: Wake) {}
+}
+
 // === the node ===
 
 /// A management API over the fakes.
@@ -350,6 +372,7 @@ impl Node {
             token: Token::new(TOKEN),
             info: Info { node: "n1".into(), domain: "default".into(), version: "0.0.0".into() },
             drain: drain.clone(),
+            feed: Feed::start(Arc::new(NoJournal), hie::config::Feed::default(), || {}).unwrap(),
         };
         let asked = control.clone();
         let threads = vec![
