@@ -19,6 +19,7 @@ mod records;
 mod routes;
 mod serve;
 mod shared;
+mod stats;
 mod status;
 mod tasks;
 mod token;

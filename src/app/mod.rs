@@ -87,12 +87,21 @@ pub fn run(loaded: &Loaded, listeners: Arc<Listeners>, upgrade: &Upgrade) -> Res
         let (ended, signalled) = tokio::select! {
             told = node.until_told(&mut signals, config, upgrade) => told,
             never = systemd::watchdog(|| node.lives()) => match never {},
+            never = sampled() => match never {},
         };
         Ok(drain::run(node, config, ended, signalled, &mut signals).await)
     });
     // After a drain that was cut short its work may still block; the process ends without it.
     supervisor.shutdown_background();
     ended
+}
+
+/// Looks once a second at what the node uses.
+async fn sampled() -> std::convert::Infallible {
+    loop {
+        crate::telemetry::usage::sample();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
 }
 
 /// [`Node::build`], which blocks, on a thread of its own.

@@ -40,12 +40,15 @@ pub struct Listeners {
     pub kind: &'static str,
     /// The change.
     pub change: i64,
+    /// Resources with at least one reader now.
+    pub resources: usize,
 }
 
 impl Listeners {
     /// Counts it.
     pub fn emit(self) {
         METRICS.connections.get_or_create(&Kind { kind: self.kind }).inc_by(self.change);
+        METRICS.resources.set(i64::try_from(self.resources).unwrap_or(i64::MAX));
     }
 }
 
@@ -151,6 +154,7 @@ struct Why {
 
 struct Metrics {
     connections: Family<Kind, Gauge>,
+    resources: Gauge,
     limit: Family<Scope, Gauge>,
     refused: Family<Scope, Counter>,
     ended: Family<Why, Counter>,
@@ -163,6 +167,7 @@ struct Metrics {
 static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
     let metrics = Metrics {
         connections: register("feed_connections", "Readers of the live feed, by kind of resource.", Family::default()),
+        resources: register("feed_resources", "Resources of the live feed with at least one reader.", Gauge::default()),
         limit: register("feed_connections_limit", "Readers allowed, per resource and in total.", Family::default()),
         refused: register("feed_refused", "Readers refused, by the limit that was reached.", Family::default()),
         ended: register("feed_ended", "Connections ended by the node: timeout, dropped (too slow), closing.", Family::default()),

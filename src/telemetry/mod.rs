@@ -3,6 +3,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod cgroup;
 pub mod engine;
 pub mod feed;
 pub mod host;
@@ -11,9 +12,10 @@ mod latency;
 pub mod outbound;
 mod process;
 mod text;
+pub mod usage;
 
 pub use latency::Latency;
-pub use process::{resident_bytes, uptime};
+pub use process::{Memory, cpu_times, resident_bytes, resident_parts, uptime};
 pub mod ledger;
 pub mod rule;
 

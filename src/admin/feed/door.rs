@@ -29,6 +29,9 @@ const FIRST: Duration = Duration::from_secs(30);
 const HEAD: Duration = Duration::from_secs(10);
 /// Longest head.
 const LONGEST: usize = 16 * 1024;
+/// What is read beyond a head that is refused, and for how long.
+const MORE: u64 = 64 * 1024;
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Header lines.
 const LINES: usize = 64;
 /// For how long names of channels are taken as known.
@@ -84,6 +87,8 @@ async fn take(mut stream: TcpStream, peer: SocketAddr, app: &App) {
     let answer = error.into_wire();
     let _ = time::timeout(HEAD, tokio::io::AsyncWriteExt::write_all(&mut stream, &answer)).await;
     let _ = time::timeout(HEAD, tokio::io::AsyncWriteExt::shutdown(&mut stream)).await;
+    // Closed over bytes that were not read, the connection would be reset, and the answer with it.
+    let _ = time::timeout(LAST_WORDS, tokio::io::copy(&mut stream.take(MORE), &mut tokio::io::sink())).await;
 }
 
 /// Reads up to the empty line; what follows it is of no interest. `None`: it ended before.
@@ -103,12 +108,14 @@ async fn head(stream: &mut TcpStream) -> Option<Vec<u8>> {
 /// What a head asks for, after its credential was checked.
 fn asked(head: &[u8], peer: SocketAddr, app: &App) -> Result<(Resource, Option<u64>), ApiError> {
     let bad = || ApiError::bad("the request cannot be read", "GET /events/{resource} HTTP/1.1, header lines, an empty line");
+    if head.len() > LONGEST {
+        return Err(too_long());
+    }
     let mut lines = [httparse::EMPTY_HEADER; LINES];
     let mut request = httparse::Request::new(&mut lines);
     match request.parse(head) {
         Ok(httparse::Status::Complete(_)) => {}
         Err(httparse::Error::TooManyHeaders) => return Err(too_long()),
-        Ok(httparse::Status::Partial) if head.len() > LONGEST => return Err(too_long()),
         _ => return Err(bad()),
     }
     let mut headers = HeaderMap::with_capacity(request.headers.len());

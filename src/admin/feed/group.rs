@@ -27,6 +27,11 @@ impl Groups {
         self.total
     }
 
+    /// Resources with at least one connection.
+    pub fn resources(&self) -> usize {
+        self.all.len()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.total == 0
     }

@@ -305,7 +305,7 @@ impl Loop {
     }
 
     fn counted(&mut self, resource: &Resource, change: i64) {
-        Listeners { kind: resource.kind(), change }.emit();
+        Listeners { kind: resource.kind(), change, resources: self.groups.resources() }.emit();
         let mut counts = self.shared.counts();
         counts.total = self.groups.total();
         counts.carried = self.groups.carried;
