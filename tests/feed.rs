@@ -408,7 +408,7 @@ fn kept_connections_and_http2_are_served_too() {
     let node = start("keep_alive = \"1s\"\nmax_connections_per_resource = 200", &receiver);
     // A second installation fails, and the first one is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.block_on(async {
         for http2 in [false, true] {
             let builder = reqwest::Client::builder().no_proxy();
@@ -519,4 +519,33 @@ fn statistics_have_the_guide_s_names_and_sums() {
     let status = String::from_utf8_lossy(&status.stdout).into_owned();
     assert!(status.contains("live feed       85 of 1000 readers"), "{status}");
     drop(readers);
+}
+
+#[test]
+fn the_command_line_follows_over_a_restart() {
+    let receiver = Receiver::willing();
+    let mut node = start("", &receiver);
+    let config = node.config_file();
+    let mut command =
+        node.command(&["events", "channel:test.all", "--after", "0", "--json", "--config", config.to_str().unwrap()]);
+    let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
+    send(&node, "A", 2);
+    let kinds = |lines: &mut dyn Iterator<Item = std::io::Result<String>>, n: usize| {
+        let events = lines.take(n).map(|line| serde_json::from_str::<serde_json::Value>(&line.unwrap()).unwrap());
+        let mut kinds: Vec<String> = events.map(|e| e["event"].as_str().unwrap().to_owned()).collect();
+        kinds.sort();
+        kinds
+    };
+    assert_eq!(kinds(&mut lines, 4), ["accepted", "accepted", "delivered", "delivered"]);
+    node.stop(SOON);
+    node.start();
+    send(&node, "B", 1);
+    assert_eq!(kinds(&mut lines, 3), ["accepted", "closing", "delivered"]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+
+    let absent = node.command(&["events", "channel:no.such", "--config", config.to_str().unwrap()]).output().unwrap();
+    assert_eq!(absent.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&absent.stderr).contains("/channels"));
 }

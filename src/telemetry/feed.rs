@@ -83,6 +83,11 @@ impl FeedFull<'_> {
                 limit,
                 "connection limit reached for a resource of the live feed: raise feed.max_connections_per_resource"
             ),
+            "carried" => tracing::warn!(
+                resource,
+                limit,
+                "connection limit of the live feed reached on HTTP/2 and kept connections: have readers use fresh ones"
+            ),
             _ => tracing::warn!(resource, limit, "connection limit of the live feed reached: raise feed.max_connections"),
         }
     }

@@ -343,6 +343,7 @@ pub struct Node {
     pub directory: Arc<Directory>,
     pub folder: tempfile::TempDir,
     pub drain: CancellationToken,
+    pub feed: Arc<Feed>,
     pub stop: CancellationToken,
     pub threads: Vec<JoinHandle<()>>,
 }
@@ -363,6 +364,7 @@ impl Node {
         let bind = || TcpListener::bind("127.0.0.1:0").unwrap();
         let (admin, health) = (bind(), bind());
         let (admin_at, health_at) = (admin.local_addr().unwrap(), health.local_addr().unwrap());
+        let feed = Feed::start(Arc::new(NoJournal), hie::config::Feed::default(), || {}).unwrap();
         let state = AdminState {
             control: control.clone(),
             records: shown,
@@ -372,14 +374,14 @@ impl Node {
             token: Token::new(TOKEN),
             info: Info { node: "n1".into(), domain: "default".into(), version: "0.0.0".into() },
             drain: drain.clone(),
-            feed: Feed::start(Arc::new(NoJournal), hie::config::Feed::default(), || {}).unwrap(),
+            feed: feed.clone(),
         };
         let asked = control.clone();
         let threads = vec![
             hie::admin::spawn(admin, state, stop.clone()).unwrap(),
             hie::admin::health::spawn(health, Arc::new(move || asked.not_ready()), stop.clone()).unwrap(),
         ];
-        Self { admin: admin_at, health: health_at, control, records, directory, folder, drain, stop, threads }
+        Self { admin: admin_at, health: health_at, control, records, directory, folder, drain, feed, stop, threads }
     }
 
     pub fn get(&self, path: &str) -> Answer {

@@ -16,7 +16,6 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use std::{
     collections::HashSet,
     net::SocketAddr,
-    sync::Mutex,
     time::{Duration, Instant},
 };
 use tokio::{io::AsyncReadExt, net::TcpStream, sync::oneshot, time};
@@ -153,9 +152,6 @@ fn decoded(text: &str) -> Option<String> {
     String::from_utf8(out).ok()
 }
 
-/// Channels known a moment ago: asking for all of them for each of ten thousand readers takes seconds.
-static KNOWN: Mutex<Option<(Instant, HashSet<String>)>> = Mutex::new(None);
-
 /// The resource of that name, when there is one.
 fn resource(app: &App, name: &str) -> Result<Resource, ApiError> {
     let resource = Resource::parse(name)?;
@@ -171,7 +167,8 @@ fn resource(app: &App, name: &str) -> Result<Resource, ApiError> {
 }
 
 fn channel_known(app: &App, name: &str) -> bool {
-    let mut known = KNOWN.lock().unwrap_or_else(|e| e.into_inner());
+    // Asking for all channels for each of ten thousand readers would take seconds.
+    let mut known = app.known.lock().unwrap_or_else(|e| e.into_inner());
     if let Some((at, names)) = &*known
         && at.elapsed() < KNOWN_FOR
         && names.contains(name)

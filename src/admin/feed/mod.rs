@@ -11,6 +11,7 @@
 mod answer;
 mod conn;
 pub(super) mod door;
+mod end;
 mod fan;
 mod group;
 mod names;
@@ -26,7 +27,7 @@ pub use source::{AlertEvent, AlertSource, Facts, Journal, Wake};
 
 use crate::{config, telemetry::feed::FeedOpen};
 use mio::{Poll, Waker};
-use shared::{Command, Join, Shared};
+use shared::{Command, Join, Refused, Shared};
 use std::{
     io,
     sync::{Arc, Mutex, atomic::Ordering},
@@ -114,9 +115,11 @@ impl Feed {
         }
     }
 
-    /// Brings a reader; false when the feed has ended.
-    fn join(&self, join: Join) -> bool {
-        self.shared.tell(Command::Join(Box::new(join))).is_ok()
+    /// Brings a reader. When the feed has ended it is refused.
+    fn join(&self, join: Join) {
+        if let Err(Command::Join(join)) = self.shared.tell(Command::Join(Box::new(join))) {
+            run::refuse(*join, Refused::Draining);
+        }
     }
 }
 
@@ -131,6 +134,10 @@ struct End(Arc<Shared>);
 
 impl Drop for End {
     fn drop(&mut self) {
-        self.0.end();
+        for command in self.0.end() {
+            if let Command::Join(join) = command {
+                run::refuse(*join, Refused::Draining);
+            }
+        }
     }
 }

@@ -122,14 +122,11 @@ impl Shared {
         std::mem::take(&mut *lock(&self.commands))
     }
 
-    /// Nothing more is taken; what was told and not done is dropped, which tells those who wait.
-    pub fn end(&self) {
-        let left = {
-            let mut commands = lock(&self.commands);
-            self.ended.store(true, Ordering::Release);
-            std::mem::take(&mut *commands)
-        };
-        drop(left);
+    /// Nothing more is taken. What was told and not done.
+    pub fn end(&self) -> Vec<Command> {
+        let mut commands = lock(&self.commands);
+        self.ended.store(true, Ordering::Release);
+        std::mem::take(&mut *commands)
     }
 
     pub fn counts(&self) -> MutexGuard<'_, Counts> {
