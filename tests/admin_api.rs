@@ -452,3 +452,66 @@ fn the_document_holds_what_is_served_and_nothing_else() {
     }
     assert!(document["components"]["schemas"]["Transaction"]["properties"]["channelID"].is_object());
 }
+
+/// Alerts kept in memory, from the third on.
+#[derive(Default)]
+struct Alerts(std::sync::Mutex<Vec<hie::admin::feed::AlertEvent>>);
+
+impl hie::admin::feed::AlertSource for Alerts {
+    fn latest(&self) -> u64 {
+        self.0.lock().unwrap().last().map_or(0, |a| a.id)
+    }
+
+    fn complete_from(&self) -> u64 {
+        3
+    }
+
+    fn since(&self, id: u64, most: usize) -> Vec<hie::admin::feed::AlertEvent> {
+        self.0.lock().unwrap().iter().filter(|a| a.id > id).take(most).cloned().collect()
+    }
+}
+
+#[test]
+fn alerts_are_a_resource_of_the_live_feed() {
+    use hie::admin::feed::AlertEvent;
+    use std::io::{Read, Write};
+    let node = Node::start();
+    let alerts = std::sync::Arc::new(Alerts::default());
+    let raise = |id| {
+        alerts.0.lock().unwrap().push(AlertEvent { id, event: "raised".into(), json: format!("{{\"n\":{id}}}") });
+        node.feed.alerts_changed();
+    };
+    let open = |last: &str| {
+        let mut stream = std::net::TcpStream::connect(node.admin).unwrap();
+        stream.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
+        write!(stream, "GET /events/alerts HTTP/1.1\r\nAuthorization: Bearer {}\r\n{last}\r\n", admin_support::TOKEN).unwrap();
+        stream
+    };
+    let until = |stream: &mut std::net::TcpStream, end: &str| {
+        let mut text = String::new();
+        let mut piece = [0; 4096];
+        while !text.ends_with(end) {
+            let n = stream.read(&mut piece).unwrap();
+            assert!(n > 0, "ended: {text}");
+            text += std::str::from_utf8(&piece[..n]).unwrap();
+        }
+        text
+    };
+    // Before there are any, too.
+    let mut live = open("");
+    until(&mut live, "id: 0\n\n");
+    node.feed.set_alerts(alerts.clone());
+    raise(3);
+    raise(4);
+    let text = until(&mut live, "id: 4\n\n");
+    assert_eq!(text, "event: raised\ndata: {\"n\":3}\nid: 3\n\nevent: raised\ndata: {\"n\":4}\nid: 4\n\n");
+    let mut back = open("Last-Event-ID: 3\r\n");
+    assert!(until(&mut back, "id: 4\n\n").ends_with("id: 3\n\nevent: raised\ndata: {\"n\":4}\nid: 4\n\n"));
+    let mut late = open("Last-Event-ID: 1\r\n");
+    let text = until(&mut late, "id: 4\n\n");
+    assert!(text.contains("event: reset") && text.contains("\"complete_from\":3") && text.contains("{\"n\":3}"), "{text}");
+    raise(5);
+    for mut stream in [live, back, late] {
+        assert_eq!(until(&mut stream, "id: 5\n\n"), "event: raised\ndata: {\"n\":5}\nid: 5\n\n");
+    }
+}

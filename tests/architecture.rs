@@ -47,6 +47,9 @@ const BELONGS_TO: &[(&str, &[&str])] = &[
     ("utoipa", &["admin"]),
     ("hyper", &["gateway", "admin", "cli"]),
     ("hyper_util", &["gateway", "admin", "cli"]),
+    // Thousands of readers on one poll.
+    ("mio", &["admin"]),
+    ("httparse", &["admin"]),
     ("governor", &["engine"]),
     ("cel", &["channel"]),
     ("prometheus_client", &["telemetry"]),

@@ -32,6 +32,7 @@ fn every_key_is_documented() {
         ("## `[[file]]`", keys::<config::WatchedFolder>()),
         ("## `tls` of a listener", keys::<config::ServerTls>()),
         ("## `[admin]`", [admin("admin", keys::<config::Admin>()), admin("health", keys::<config::Health>())].concat()),
+        ("## `[feed]`", keys::<config::Feed>()),
         ("## `[ledger]`", keys::<config::Ledger>()),
         ("## `[limits]`", keys::<config::Limits>()),
         ("| key of `[[channel]]`", keys::<channel::Channel>()),

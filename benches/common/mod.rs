@@ -4,6 +4,7 @@
 
 pub mod http;
 pub mod mllp;
+pub mod sse;
 
 use hdrhistogram::Histogram;
 use std::net::SocketAddr;

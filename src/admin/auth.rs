@@ -11,6 +11,7 @@ use axum::{
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
+use std::net::SocketAddr;
 
 /// Lets a request with the right credential through.
 pub(super) async fn require(
@@ -19,9 +20,15 @@ pub(super) async fn require(
     request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
+    check(&app, peer, request.headers())?;
+    Ok(next.run(request).await)
+}
+
+/// Is the right credential among the headers of a request?
+pub(super) fn check(app: &App, peer: SocketAddr, headers: &HeaderMap) -> Result<(), ApiError> {
     let denied = |kind| AdminDenied { peer, kind }.emit();
     // A browser that remembers the password must not be made to use it by another site's page.
-    if request.headers().get("sec-fetch-site").is_some_and(|v| v == "cross-site" || v == "same-site") {
+    if headers.get("sec-fetch-site").is_some_and(|v| v == "cross-site" || v == "same-site") {
         denied("cross-site");
         return Err(ApiError::new(
             StatusCode::FORBIDDEN,
@@ -29,8 +36,8 @@ pub(super) async fn require(
             "use a client that is no browser",
         ));
     }
-    match shown(request.headers()) {
-        Some(secret) if app.state.token.matches(&secret) => Ok(next.run(request).await),
+    match shown(headers) {
+        Some(secret) if app.state.token.matches(&secret) => Ok(()),
         // A right token passes even where others fail: it is too long to be guessed, so that shutting it out would only help an attacker.
         Some(_) if !app.throttle.open(peer.ip()) => {
             denied("throttled");

@@ -33,7 +33,7 @@ pub fn spawn(listener: TcpListener, readiness: Readiness, stop: CancellationToke
         .route("/health/ready", get(async |State(readiness): State<Readiness>| ready(readiness).await))
         .route("/heartbeat", get(async || Json(Heartbeat::now())))
         .with_state(readiness);
-    serve::spawn("hie-health", "health", listener, router, stop)
+    serve::spawn("hie-health", "health", listener, router, None, stop)
 }
 
 /// Alive, whatever else is wrong.

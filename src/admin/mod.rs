@@ -10,6 +10,7 @@ mod clients;
 mod delivery;
 mod error;
 mod extract;
+pub mod feed;
 mod files;
 mod filter;
 pub mod health;
@@ -18,6 +19,7 @@ mod records;
 mod routes;
 mod serve;
 mod shared;
+mod stats;
 mod status;
 mod tasks;
 mod token;
@@ -50,6 +52,8 @@ pub struct AdminState {
     pub info: Info,
     /// Cancelled by `POST /drain`: the node finishes what is in hand and ends.
     pub drain: CancellationToken,
+    /// The live feed.
+    pub feed: Arc<feed::Feed>,
 }
 
 /// The node, as `/status` shows it.
@@ -67,5 +71,5 @@ pub struct Info {
 /// Fails when the thread or its runtime cannot be started.
 pub fn spawn(listener: TcpListener, state: AdminState, stop: CancellationToken) -> io::Result<JoinHandle<()>> {
     let app = shared::Shared::new(state);
-    serve::spawn("hie-admin", "admin", listener, routes::router(app), stop)
+    serve::spawn("hie-admin", "admin", listener, routes::router(app.clone()), Some(app), stop)
 }

@@ -1,6 +1,8 @@
 //! Which path is served by what. One table: the router is built from it, and a test holds `/openapi.json` against it.
 
-use super::{auth, channels, clients, delivery, error::ApiError, openapi, shared::App, status, tasks, transactions};
+use super::{
+    auth, channels, clients, delivery, error::ApiError, feed::door, openapi, shared::App, stats, status, tasks, transactions,
+};
 use axum::{
     Router,
     extract::{DefaultBodyLimit, Request},
@@ -58,6 +60,9 @@ fn closed() -> Vec<Entry> {
         ("get", "/routes", get(delivery::routes)),
         ("post", "/routes/{channel}/{route}/pause", post(delivery::pause)),
         ("post", "/routes/{channel}/{route}/resume", post(delivery::resume)),
+        ("get", "/events/{resource}", get(door::events)),
+        ("get", "/api/sse/stats", get(stats::sse)),
+        ("get", "/api/admin/system-stats", get(stats::system)),
     ]
 }
 

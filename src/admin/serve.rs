@@ -1,5 +1,6 @@
 //! A small HTTP server on a thread and a runtime of its own.
 
+use super::{feed::door, shared::App};
 use crate::telemetry::admin::Listening;
 use axum::{Extension, Router};
 use hyper_util::{
@@ -32,12 +33,13 @@ const LAST_CALL: Duration = Duration::from_secs(5);
 /// Threads for work that blocks.
 const BLOCKING: usize = 8;
 
-/// Starts the thread; it ends after `stop`.
+/// Starts the thread; it ends after `stop`. `feed`: readers of its live feed are taken before they reach the router.
 pub(super) fn spawn(
     thread: &str,
     what: &'static str,
     listener: TcpListener,
     router: Router,
+    feed: Option<App>,
     stop: CancellationToken,
 ) -> io::Result<JoinHandle<()>> {
     listener.set_nonblocking(true)?;
@@ -53,13 +55,13 @@ pub(super) fn spawn(
     };
     std::thread::Builder::new().name(thread.into()).spawn(move || {
         Listening { what, address }.emit();
-        runtime.block_on(accept(listener, router, stop));
+        runtime.block_on(accept(listener, router, feed, stop));
         // A look-up that still blocks must not keep the node from ending.
         runtime.shutdown_timeout(Duration::from_millis(200));
     })
 }
 
-async fn accept(listener: tokio::net::TcpListener, router: Router, stop: CancellationToken) {
+async fn accept(listener: tokio::net::TcpListener, router: Router, feed: Option<App>, stop: CancellationToken) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let tracker = TaskTracker::new();
     loop {
@@ -74,7 +76,7 @@ async fn accept(listener: tokio::net::TcpListener, router: Router, stop: Cancell
         };
         match accepted {
             Ok((stream, peer)) => {
-                let serving = serve(stream, peer, router.clone(), stop.clone());
+                let serving = serve(stream, peer, router.clone(), feed.clone(), stop.clone());
                 tracker.spawn(async move {
                     let _place = place;
                     serving.await;
@@ -88,10 +90,20 @@ async fn accept(listener: tokio::net::TcpListener, router: Router, stop: Cancell
     let _ = time::timeout(LAST_CALL, tracker.wait()).await;
 }
 
-async fn serve(stream: TcpStream, peer: SocketAddr, router: Router, stop: CancellationToken) {
+async fn serve(mut stream: TcpStream, peer: SocketAddr, router: Router, feed: Option<App>, stop: CancellationToken) {
     // Neither is needed for the answer to be right.
     let _ = stream.set_nodelay(true);
     let _ = socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(STALLED));
+    if let Some(app) = feed {
+        // A reader of the live feed goes on without the place that it came in by.
+        stream = tokio::select! {
+            passed = door::pass(stream, peer, &app) => match passed {
+                Some(stream) => stream,
+                None => return,
+            },
+            () = stop.cancelled() => return,
+        };
+    }
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(64 * 1024);
     builder

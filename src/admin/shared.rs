@@ -7,7 +7,11 @@ use super::{
     tasks::Tasks,
 };
 use crate::{engine::directory::Throttle, message::MessageId};
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tokio::sync::{Mutex, Semaphore};
 
 /// The state of every handler.
@@ -20,6 +24,8 @@ pub(super) struct Shared {
     pub edit: Mutex<()>,
     /// Wrong credentials per address.
     pub throttle: Throttle,
+    /// Names of channels as they were a moment ago.
+    pub known: std::sync::Mutex<Option<(Instant, HashSet<String>)>>,
     searches: Semaphore,
 }
 
@@ -33,6 +39,7 @@ impl Shared {
             tasks: Tasks::default(),
             edit: Mutex::default(),
             throttle: Throttle::new(10, Duration::from_secs(6)),
+            known: std::sync::Mutex::default(),
             searches: Semaphore::new(SEARCHES),
         })
     }

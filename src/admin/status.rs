@@ -45,6 +45,10 @@ pub(super) struct Status {
     paused: Vec<String>,
     /// Routes that are not configured any more and still hold messages, `channel/route: n`.
     not_configured: Vec<String>,
+    /// Readers of the live feed.
+    feed_connections: usize,
+    /// How many may be.
+    feed_limit: usize,
     /// Resident memory in bytes.
     memory: Option<u64>,
     /// The ledger's figures.
@@ -86,6 +90,7 @@ pub(super) async fn metrics(State(app): State<App>) -> Result<impl IntoResponse,
 /// The node: what it is, how it is, what it has in hand.
 pub(super) async fn status(State(app): State<App>) -> Result<Json<Status>, ApiError> {
     let status = app.blocking(|state| {
+        let feed = state.feed.stats();
         let (info, missing, routes) = (&state.info, state.control.not_ready(), state.control.routes());
         Status {
             node: info.node.clone(),
@@ -102,6 +107,8 @@ pub(super) async fn status(State(app): State<App>) -> Result<Json<Status>, ApiEr
                 .filter(|r| !r.configured)
                 .map(|r| format!("{}/{}: {}", r.channel, r.route, r.pending + r.parked))
                 .collect(),
+            feed_connections: feed.total,
+            feed_limit: feed.max_total,
             memory: telemetry::resident_bytes(),
             ledger: state.records.stats(),
             problems: state.records.problems(),

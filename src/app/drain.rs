@@ -27,7 +27,7 @@ const LAST_COMMIT: Duration = Duration::from_secs(1);
 /// Drains and closes the node. `signalled`: the drain was asked for by a signal, so that the next TERM or INT is the
 /// second. Returns how it ended: TERM or INT during an upgrade's drain make it a stop.
 pub(super) async fn run(node: Node, config: &Config, why: Ended, signalled: bool, signals: &mut Signals) -> Ended {
-    let Node { engine, ledger, instances, delivery, admin, drain, stop_admin, .. } = node;
+    let Node { engine, ledger, instances, delivery, admin, feed, drain, stop_admin, .. } = node;
     let limit = config.node.drain_timeout;
     let began = Instant::now();
     let ended = Cell::new(why);
@@ -41,11 +41,16 @@ pub(super) async fn run(node: Node, config: &Config, why: Ended, signalled: bool
 
     let connections = instances.connections();
     let in_hand = async {
-        // Gateways first: what they have in hand may still need deliveries (proxy mode).
-        blocking(move || instances.join()).await;
-        // What is not over in time is delivered again at the next start.
-        let left = limit.saturating_sub(began.elapsed()).max(LEAST);
-        let _ = tokio::time::timeout(left, engine.drain()).await;
+        // Readers of the live feed are sent away over time, meanwhile: they come back elsewhere, and not all at once.
+        let readers = blocking(move || feed.drain(limit / 2));
+        let messages = async {
+            // Gateways first: what they have in hand may still need deliveries (proxy mode).
+            blocking(move || instances.join()).await;
+            // What is not over in time is delivered again at the next start.
+            let left = limit.saturating_sub(began.elapsed()).max(LEAST);
+            let _ = tokio::time::timeout(left, engine.drain()).await;
+        };
+        tokio::join!(readers, messages);
     };
     let told_again = async {
         let mut signalled = signalled;

@@ -1,6 +1,7 @@
 //! The composition root: configuration to a running node, until it is drained. The only module that knows every part.
 
 mod drain;
+mod feed;
 mod instances;
 mod outbound;
 mod pauses;
@@ -10,6 +11,7 @@ mod store;
 
 use crate::message::hl7::charset;
 use crate::{
+    admin::feed::Feed,
     config::{Config, Loaded},
     engine::{
         Engine, ListenerPolicy, Parts,
@@ -20,6 +22,7 @@ use crate::{
     },
     gateway::inbound::{self, http::HttpServer, mllp::MllpServer},
     host::{
+        self,
         clock::SystemClock,
         listeners::Listeners,
         signals::{Signal, Signals},
@@ -84,12 +87,21 @@ pub fn run(loaded: &Loaded, listeners: Arc<Listeners>, upgrade: &Upgrade) -> Res
         let (ended, signalled) = tokio::select! {
             told = node.until_told(&mut signals, config, upgrade) => told,
             never = systemd::watchdog(|| node.lives()) => match never {},
+            never = sampled() => match never {},
         };
         Ok(drain::run(node, config, ended, signalled, &mut signals).await)
     });
     // After a drain that was cut short its work may still block; the process ends without it.
     supervisor.shutdown_background();
     ended
+}
+
+/// Looks once a second at what the node uses.
+async fn sampled() -> std::convert::Infallible {
+    loop {
+        crate::telemetry::usage::sample();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
 }
 
 /// [`Node::build`], which blocks, on a thread of its own.
@@ -111,6 +123,7 @@ struct Node {
     instances: Instances,
     delivery: tokio::runtime::Runtime,
     admin: Vec<std::thread::JoinHandle<()>>,
+    feed: Arc<Feed>,
     drain: CancellationToken,
     stop_admin: CancellationToken,
     beats: std::sync::Mutex<(Instant, Vec<u64>)>,
@@ -167,7 +180,12 @@ impl Node {
         transport.launch();
 
         let (drain, stop_admin) = (CancellationToken::new(), CancellationToken::new());
-        let admin = store::serve_admin(config, listeners, &engine, &directory, &ledger, &drain, &stop_admin)?;
+        let feed =
+            Feed::start(ledger.clone(), config.feed.clone(), host::background).context("the live feed cannot be started")?;
+        let admin = {
+            let shown = store::Shown { engine: &engine, directory: &directory, ledger: &ledger, feed: &feed };
+            store::serve_admin(config, listeners, &shown, &drain, &stop_admin)?
+        };
         let shared = Shared {
             intake: engine.clone(),
             open: ports(config, listeners).map_err(StartError::Config)?,
@@ -180,7 +198,7 @@ impl Node {
         let beats = std::sync::Mutex::new((Instant::now(), Vec::new()));
         // Accepting begins here; whatever came earlier waited in the accept queues.
         tracing::debug!(store = %store.display(), "built");
-        Ok(Self { engine, directory, ledger, instances, delivery, admin, drain, stop_admin, beats })
+        Ok(Self { engine, directory, ledger, instances, delivery, admin, feed, drain, stop_admin, beats })
     }
 
     /// Works until it is told to end: how, and whether by a signal.

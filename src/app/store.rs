@@ -1,7 +1,7 @@
 //! The ledger joined with those who use it: opened, read at start, shown by the management API.
 
 use crate::{
-    admin::{self, AdminState, Info, Token},
+    admin::{self, AdminState, Info, Token, feed::Feed},
     config::Config,
     engine::{Engine, directory::Directory, ports::Control, resend::ResendWindow},
     host::{self, listeners::Listeners},
@@ -48,29 +48,36 @@ pub(super) fn restore(ledger: &Ledger, transport: &Arc<Embedded>, resend: &Resen
     Ok(())
 }
 
+/// What the management API shows.
+pub(super) struct Shown<'a> {
+    pub engine: &'a Arc<Engine>,
+    pub directory: &'a Arc<Directory>,
+    pub ledger: &'a Arc<Ledger>,
+    pub feed: &'a Arc<Feed>,
+}
+
 /// Starts health and the management API, each on its own thread.
 pub(super) fn serve_admin(
     config: &Config,
     listeners: &Listeners,
-    engine: &Arc<Engine>,
-    directory: &Arc<Directory>,
-    ledger: &Arc<Ledger>,
+    shown: &Shown<'_>,
     drain: &CancellationToken,
     stop: &CancellationToken,
 ) -> anyhow::Result<Vec<JoinHandle<()>>> {
+    let Shown { engine, directory, ledger, feed } = shown;
     let mut threads = Vec::new();
     // Before anything says that the node is ready: who waits for that may ask the management API next.
     let file = config.admin.token_file.clone().unwrap_or_else(|| config.node.store.join("admin-token"));
     let token = Token::load_or_create(&file).context("the management API's token")?.0;
     if let Some(listener) = listeners.one("health")? {
-        let engine = engine.clone();
+        let engine: Arc<Engine> = Arc::clone(engine);
         threads.push(admin::health::spawn(listener, Arc::new(move || engine.not_ready()), stop.clone())?);
     }
     if let Some(listener) = listeners.one("admin")? {
         let state = AdminState {
-            control: engine.clone(),
-            records: ledger.clone(),
-            directory: directory.clone(),
+            control: Arc::<Engine>::clone(engine),
+            records: Arc::<Ledger>::clone(ledger),
+            directory: Arc::clone(directory),
             channels: config.node.channels.clone(),
             clients: config.node.clients.clone(),
             token,
@@ -80,6 +87,7 @@ pub(super) fn serve_admin(
                 version: env!("CARGO_PKG_VERSION").into(),
             },
             drain: drain.clone(),
+            feed: Arc::clone(feed),
         };
         threads.push(admin::spawn(listener, state, stop.clone())?);
     }

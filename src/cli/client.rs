@@ -97,6 +97,39 @@ impl Api {
         })
     }
 
+    /// GET of a stream; `take` gets each piece and says whether to go on. Ends with the stream, or as unavailable after `silence`
+    /// without a piece. `last` goes into `Last-Event-ID`.
+    pub fn stream(
+        &self,
+        path: &[&str],
+        last: Option<u64>,
+        silence: Duration,
+        take: &mut dyn FnMut(&[u8]) -> Result<bool, Failure>,
+    ) -> Result<(), Failure> {
+        // The client's own limit is for answers that have an end.
+        const ENDLESS: Duration = Duration::from_secs(365 * 24 * 3600);
+        let mut request = self.client.get(self.url(path, &[])?).bearer_auth(&self.token).timeout(ENDLESS);
+        if let Some(last) = last {
+            request = request.header("last-event-id", last);
+        }
+        self.runtime.block_on(async {
+            let mut response = request.send().await.map_err(|e| self.away(&e))?;
+            let status = response.status();
+            if !status.is_success() {
+                let body = response.bytes().await.unwrap_or_default();
+                return Err(self.refused(status, &body));
+            }
+            loop {
+                match tokio::time::timeout(silence, response.chunk()).await {
+                    Ok(Ok(Some(piece))) if take(&piece)? => {}
+                    Ok(Ok(_)) => return Ok(()),
+                    Ok(Err(e)) => return Err(self.away(&e)),
+                    Err(_) => return Err(Failure::unavailable("the node says nothing any more")),
+                }
+            }
+        })
+    }
+
     /// The URL of a resource; every segment is encoded.
     fn url(&self, path: &[&str], query: &[(&str, String)]) -> Result<Url, Failure> {
         let mut url = self.base.clone();

@@ -7,6 +7,7 @@ mod clients;
 mod configuration;
 mod drain;
 mod dry_run;
+mod events;
 pub mod exit;
 mod output;
 mod route;
@@ -57,6 +58,7 @@ enum Command {
     #[command(subcommand)]
     Client(clients::ClientCommand),
     Status(status::StatusArgs),
+    Events(events::EventsArgs),
     Drain(drain::DrainArgs),
 }
 
@@ -105,6 +107,7 @@ impl Cli {
             Command::Channel(command) => channel::main(command),
             Command::Client(command) => clients::main(command),
             Command::Status(args) => status::main(args),
+            Command::Events(args) => events::main(&args),
             Command::Drain(args) => drain::main(&args),
         }?;
         Ok(ExitCode::SUCCESS)

@@ -51,6 +51,7 @@ fn print(status: &Value, ready: bool) -> Result<(), Failure> {
         ("parked", text(status, &["parked"])),
         ("paused", list("paused")),
         ("not configured", list("not_configured")),
+        ("live feed", format!("{} of {} readers", text(status, &["feed_connections"]), text(status, &["feed_limit"]))),
         ("memory", memory.unwrap_or_default()),
         ("problems", list("problems")),
     ] {

@@ -194,7 +194,20 @@ impl Check<'_> {
                 }
             }
         }
+        self.feed(config);
         self.ledger(config);
+    }
+
+    fn feed(&mut self, config: &Config) {
+        let feed = &config.feed;
+        self.count("feed.max_connections_per_resource", feed.max_connections_per_resource, 1, 1_000_000);
+        self.count("feed.max_connections", feed.max_connections, 1, 1_000_000);
+        self.time("feed.timeout", feed.timeout, SECOND, 365 * DAY);
+        self.time("feed.keep_alive", feed.keep_alive, SECOND, HOUR);
+        self.size("feed.buffer", feed.buffer, ByteSize::kib(4), ByteSize::mib(16));
+        if feed.max_connections < feed.max_connections_per_resource {
+            self.warn("feed.max_connections", "is less than feed.max_connections_per_resource, which it cuts short");
+        }
     }
 
     fn ledger(&mut self, config: &Config) {

@@ -8,6 +8,7 @@ pub mod channels;
 mod check;
 pub mod clients;
 mod error;
+mod feed;
 mod file;
 mod http;
 mod layer;
@@ -27,6 +28,7 @@ mod tests;
 
 pub use admin::{Admin, Health};
 pub use error::{ConfigError, Problem};
+pub use feed::Feed;
 pub use file::WatchedFolder;
 pub use http::Http;
 pub use ledger::Ledger;
@@ -54,6 +56,7 @@ pub struct Config {
     pub file: Vec<WatchedFolder>,
     pub admin: Admin,
     pub health: Health,
+    pub feed: Feed,
     pub ledger: Ledger,
     pub limits: Limits,
 }
@@ -67,6 +70,7 @@ impl Default for Config {
             file: vec![],
             admin: Admin::default(),
             health: Health::default(),
+            feed: Feed::default(),
             ledger: Ledger::default(),
             limits: Limits::default(),
         }

@@ -87,7 +87,8 @@ impl RouteWorker {
             error = format!("given up at the route's retry.give_up age; last: {error}");
         }
         let took = started.elapsed();
-        events::Attempt { route: &self.metrics, outcome, took }.emit();
+        let age = u64::try_from(self.clock.now_ms() - envelope.received_ms).unwrap_or(0);
+        events::Attempt { route: &self.metrics, outcome, took, age: Some(Duration::from_millis(age)) }.emit();
         self.record(&message, number, target, took, outcome, &judgement, &error, response);
         match outcome {
             Outcome::Delivered => Verdict::Delivered,
@@ -105,7 +106,7 @@ impl RouteWorker {
     pub fn not_attempted(&self, id: MessageId, home: Seq, received_ms: i64, number: u32, error: String) -> Verdict {
         let old = backoff::given_up(&self.route.retry, self.clock.now_ms() - received_ms);
         let outcome = if old || number >= NOT_ATTEMPTED_AT_MOST { Outcome::Parked } else { Outcome::Retry };
-        events::Attempt { route: &self.metrics, outcome, took: Duration::ZERO }.emit();
+        events::Attempt { route: &self.metrics, outcome, took: Duration::ZERO, age: None }.emit();
         let attempt = Attempt {
             route: self.route.name.clone(),
             number,

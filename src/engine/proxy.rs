@@ -193,7 +193,7 @@ impl Exchange {
 
     fn record_attempt(&self, target: String, outcome: Outcome, status: u16, ack: String, error: String) {
         let took = self.started.elapsed();
-        Attempted { route: &self.direct.metrics, outcome, took }.emit();
+        Attempted { route: &self.direct.metrics, outcome, took, age: None }.emit();
         self.record(
             What::Attempt(Box::new(Attempt {
                 route: self.direct.route.name.clone(),

@@ -1,6 +1,7 @@
 //! What the ledger's threads share.
 
 use super::catalog::{Catalog, Segment};
+use super::follow::Follower;
 use super::homes::{Homes, Moves};
 use super::marks::Marks;
 use super::pool::Pool;
@@ -138,6 +139,8 @@ pub struct Core {
     /// For the folder's second thread.
     pub help_bell: Bell,
     pub keeper_bell: Bell,
+    /// Follows what is committed.
+    pub follower: Follower,
     pub sealing: Mutex<Vec<Sealing>>,
     /// Bytes in the active segment's write-ahead log since it last began anew, about.
     pub wal_bytes: AtomicU64,
@@ -185,6 +188,7 @@ impl Core {
             folder_bell: Bell::default(),
             help_bell: Bell::default(),
             keeper_bell: Bell::default(),
+            follower: Follower::default(),
             sealing: Mutex::new(Vec::new()),
             wal_bytes: AtomicU64::new(0),
             wal_copied: AtomicBool::new(false),

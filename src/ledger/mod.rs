@@ -18,6 +18,7 @@ mod failure;
 pub mod fold;
 mod folder;
 mod folding;
+mod follow;
 mod gather;
 mod homes;
 mod keeper;
@@ -47,6 +48,7 @@ mod view;
 mod view_row;
 mod writer;
 
+pub use follow::{Followed, Wake};
 pub use keeper::FreeSpace;
 pub use problems::Problem;
 pub use query::{Detail, Query, Row, SearchError};
@@ -240,6 +242,26 @@ impl Ledger {
     /// A body: `seq` is that of the fact that holds the reference.
     pub fn body(&self, seq: Seq, body: &BodyRef) -> BodyStream {
         self.read(seq, body)
+    }
+
+    /// The committed facts after a number, in the order of the log, at most so many. Blocks: reads from disk.
+    pub fn facts_after(&self, after: Seq, most: usize) -> Result<Followed, FileError> {
+        follow::after(&self.core, after, most)
+    }
+
+    /// The accept fact under a transaction's number; `None` when it is no longer stored. Blocks: reads from disk.
+    pub fn accepted_at(&self, home: Seq) -> Result<Option<Box<crate::engine::fact::Accepted>>, FileError> {
+        read::accepted(&self.core, self.core.homes.now(home))
+    }
+
+    /// The highest number committed.
+    pub fn committed(&self) -> Seq {
+        self.core.committed()
+    }
+
+    /// Who is called after each commit, on the writer's thread: it may do no more than wake a thread. The first one stays.
+    pub fn on_commit(&self, wake: Wake) {
+        self.core.follower.set(wake);
     }
 
     /// What is wrong with the store, oldest first; empty when nothing is.

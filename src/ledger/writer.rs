@@ -239,7 +239,7 @@ impl Writer {
         }
     }
 
-    /// After the commit: who must know, in this order: the engine, the waiters, the folder.
+    /// After the commit: who must know, in this order: the engine, the waiters, the folder, who follows.
     fn publish(&mut self, mut group: Vec<Queued>) {
         let Some(last) = group.last().map(|r| r.seq) else { return };
         let mut batch = Vec::new();
@@ -263,6 +263,7 @@ impl Writer {
         let told = ticket::tell(group.into_iter().map(|r| (r, None)));
         self.gather.told(told);
         self.core.folder_bell.ring();
+        self.core.follower.wake();
     }
 
     /// Keeps the write-ahead log short. Copying is the housekeeper's work; only the last frames, and beginning anew,

@@ -17,6 +17,9 @@ use std::{
 const FIRST_POWER: u32 = 6;
 const BOUNDED: usize = 21;
 
+/// How often each bucket was met.
+pub type Counts = [u64; BOUNDED + 1];
+
 /// Durations, counted in buckets that double. Clones share the counts.
 #[derive(Clone, Default)]
 pub struct Latency(Arc<Inner>);
@@ -35,10 +38,37 @@ impl Latency {
         self.0.sum_ns.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Relaxed);
     }
 
+    /// The buckets as they are.
+    pub fn counts(&self) -> Counts {
+        std::array::from_fn(|i| self.0.buckets[i].load(Relaxed))
+    }
+
     /// How many were counted.
     pub fn count(&self) -> u64 {
         self.0.buckets.iter().map(|b| b.load(Relaxed)).sum()
     }
+}
+
+/// The duration that a share `q` (0 to 1) of what was counted stayed below; `None` when nothing was. Within a bucket the durations are
+/// taken as evenly spread, as Prometheus does it: the true value lies within the same bucket, so within a factor of two. What
+/// lies above all bounds counts as the last bound.
+pub fn quantile(counts: &Counts, q: f64) -> Option<Duration> {
+    let total: u64 = counts.iter().sum();
+    if total == 0 {
+        return None;
+    }
+    let rank = q.clamp(0.0, 1.0) * total as f64;
+    let mut below = 0;
+    for (i, n) in counts.iter().enumerate() {
+        if *n > 0 && (below + n) as f64 >= rank {
+            let upper = (1u64 << (FIRST_POWER + (i as u32).min(BOUNDED as u32 - 1))) as f64;
+            let lower = if i == 0 || i == BOUNDED { if i == 0 { 0.0 } else { upper } } else { upper / 2.0 };
+            let within = ((rank - below as f64) / *n as f64).clamp(0.0, 1.0);
+            return Some(Duration::from_secs_f64((lower + (upper - lower) * within) / 1e6));
+        }
+        below += n;
+    }
+    None
 }
 
 /// The first bucket whose upper bound (inclusive, as Prometheus has it) holds that many microseconds.
@@ -92,6 +122,22 @@ mod tests {
         {
             assert_eq!(bucket(micros), expected, "{micros} µs");
         }
+    }
+
+    #[test]
+    fn quantiles_lie_in_the_bucket_of_the_true_value() {
+        let latency = Latency::default();
+        assert_eq!(quantile(&latency.counts(), 0.5), None);
+        for ms in 1..=1000 {
+            latency.observe(Duration::from_millis(ms));
+        }
+        for (q, true_ms) in [(0.5, 500.0), (0.95, 950.0), (0.99, 990.0)] {
+            let told = quantile(&latency.counts(), q).unwrap().as_secs_f64() * 1e3;
+            assert!(told > true_ms / 2.0 && told < true_ms * 2.0, "{q}: {told} ms");
+        }
+        let long = Latency::default();
+        long.observe(Duration::from_secs(600));
+        assert_eq!(quantile(&long.counts(), 0.99), Some(Duration::from_micros(1 << 26)));
     }
 
     #[test]

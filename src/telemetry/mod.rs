@@ -3,16 +3,19 @@
 
 pub mod admin;
 pub mod app;
+pub mod cgroup;
 pub mod engine;
+pub mod feed;
 pub mod host;
 pub mod inbound;
 mod latency;
 pub mod outbound;
 mod process;
 mod text;
+pub mod usage;
 
 pub use latency::Latency;
-pub use process::{resident_bytes, uptime};
+pub use process::{Memory, cpu_times, resident_bytes, resident_parts, uptime};
 pub mod ledger;
 pub mod rule;
 
@@ -33,6 +36,7 @@ pub fn encode() -> String {
     engine::touch();
     admin::touch();
     app::touch();
+    feed::touch();
     host::touch();
     ledger::touch();
     let mut open = String::with_capacity(16 * 1024);

@@ -25,6 +25,35 @@ pub fn resident_bytes() -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
+/// What the resident memory is made of, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// All of it.
+    pub resident: u64,
+    /// The heap, stacks and the like.
+    pub anonymous: u64,
+    /// Pages of files: the program itself, and what is mapped of the ledger.
+    pub files: u64,
+}
+
+/// What the resident memory is made of; zeros where `/proc` does not tell.
+pub fn resident_parts() -> Memory {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let bytes = |name: &str| {
+        let kib = status.lines().find_map(|l| l.strip_prefix(name)?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+        kib.unwrap_or(0) * 1024
+    };
+    Memory { resident: bytes("VmRSS:"), anonymous: bytes("RssAnon:"), files: bytes("RssFile:") + bytes("RssShmem:") }
+}
+
+/// Processor time so far: in the program, and in the kernel for it.
+pub fn cpu_times() -> Option<(Duration, Duration)> {
+    let stat = fs::read_to_string("/proc/self/stat").ok()?;
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let time = |i: usize| Some(Duration::from_secs_f64(fields.get(i)?.parse::<u64>().ok()? as f64 / TICKS));
+    Some((time(11)?, time(12)?))
+}
+
 fn cpu_seconds_and_threads() -> Option<(f64, u64)> {
     let stat = fs::read_to_string("/proc/self/stat").ok()?;
     // The second field, the program's name in parentheses, may hold spaces.
@@ -57,6 +86,22 @@ pub(super) fn encode(out: &mut String) {
         put("process_cpu_seconds_total", "counter", "User and system time.", seconds);
         put("process_threads", "gauge", "Threads.", threads as f64);
     }
+    let usage = super::usage::now();
+    put(
+        "hie_cpu_utilisation_average_percent",
+        "gauge",
+        "Processor used, of what may be used; mean of five minutes.",
+        usage.cpu_average,
+    );
+    put("hie_cpu_utilisation_peak_percent", "gauge", "Processor used in the busiest second of five minutes.", usage.cpu_peak);
+    put(
+        "hie_memory_used_bytes",
+        "gauge",
+        "Memory in use: of the control group when it has a limit, else of the machine.",
+        usage.used as f64,
+    );
+    put("hie_memory_total_bytes", "gauge", "Memory there is: the control group's limit, else the machine's.", usage.total as f64);
+    put("hie_memory_utilisation_percent", "gauge", "Memory in use, of what there is.", usage.memory_percent());
     let start = STARTED.1.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     put("process_start_time_seconds", "gauge", "Start, Unix time.", start);
     put("hie_uptime_seconds", "gauge", "Time since start.", uptime().as_secs_f64());

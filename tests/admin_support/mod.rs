@@ -5,7 +5,10 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use futures_util::{StreamExt, future::BoxFuture, stream};
 use hie::{
-    admin::{AdminState, Detail, Hit, Info, Query, Records, RecordsError, Token},
+    admin::{
+        AdminState, Detail, Hit, Info, Query, Records, RecordsError, Token,
+        feed::{Facts, Feed, Journal, Wake},
+    },
     channel::{Channel, Mode, Storage},
     engine::{
         directory::Directory,
@@ -310,6 +313,25 @@ pub fn channel(name: &str) -> Channel {
     toml::from_str(&text).unwrap()
 }
 
+/// A log in which nothing happens.
+pub struct NoJournal;
+
+impl Journal for NoJournal {
+    fn committed(&self) -> Seq {
+        0
+    }
+
+    fn after(&self, seq: Seq, _: usize) -> Result<Facts, String> {
+        Ok(Facts { facts: vec![], from: seq + 1, at: seq })
+    }
+
+    fn parties(&self, _: Seq) -> Option<(String, String)> {
+        None
+    }
+
+    fn on_commit(&self, _: Wake) {}
+}
+
 // === the node ===
 
 /// A management API over the fakes.
@@ -321,6 +343,7 @@ pub struct Node {
     pub directory: Arc<Directory>,
     pub folder: tempfile::TempDir,
     pub drain: CancellationToken,
+    pub feed: Arc<Feed>,
     pub stop: CancellationToken,
     pub threads: Vec<JoinHandle<()>>,
 }
@@ -341,6 +364,7 @@ impl Node {
         let bind = || TcpListener::bind("127.0.0.1:0").unwrap();
         let (admin, health) = (bind(), bind());
         let (admin_at, health_at) = (admin.local_addr().unwrap(), health.local_addr().unwrap());
+        let feed = Feed::start(Arc::new(NoJournal), hie::config::Feed::default(), || {}).unwrap();
         let state = AdminState {
             control: control.clone(),
             records: shown,
@@ -350,13 +374,14 @@ impl Node {
             token: Token::new(TOKEN),
             info: Info { node: "n1".into(), domain: "default".into(), version: "0.0.0".into() },
             drain: drain.clone(),
+            feed: feed.clone(),
         };
         let asked = control.clone();
         let threads = vec![
             hie::admin::spawn(admin, state, stop.clone()).unwrap(),
             hie::admin::health::spawn(health, Arc::new(move || asked.not_ready()), stop.clone()).unwrap(),
         ];
-        Self { admin: admin_at, health: health_at, control, records, directory, folder, drain, stop, threads }
+        Self { admin: admin_at, health: health_at, control, records, directory, folder, drain, feed, stop, threads }
     }
 
     pub fn get(&self, path: &str) -> Answer {

@@ -12,6 +12,7 @@
 //! - [`scenario`]: the durability and order runs, for the real build and the broken ones
 //! - [`broken`]: the deliberately broken builds; [`journal`]: stand-ins for journald and systemd
 //! - [`trace`]: what strace saw, read; [`traced`]: the run that it watched, and its judge
+//! - [`sse`]: a reader of the live feed
 //! - [`rng`]: seeded chance; `HIE_SEED` repeats a run
 #![allow(dead_code, unused_imports)] // each test uses a part of it
 
@@ -30,6 +31,7 @@ pub mod receiver;
 pub mod rng;
 pub mod scenario;
 pub mod sender;
+pub mod sse;
 pub mod trace;
 pub mod traced;
 pub mod wire;
@@ -40,6 +42,7 @@ pub use peer::Peer;
 pub use receiver::{Behaviour, Receiver};
 pub use rng::Rng;
 pub use sender::{Load, Sent, Via};
+pub use sse::Reader;
 
 use std::time::{Duration, Instant};
 

@@ -38,6 +38,7 @@ struct Families {
     not_allowed: Family<OfChannel, Counter>,
     bytes: Family<OfChannel, Counter>,
     accept: Family<OfChannel, Latency>,
+    delivered: Family<OfChannel, Latency>,
     attempts: Family<OfAttempt, Counter>,
     delivery: Family<OfRoute, Latency>,
     pending: Family<OfRoute, Gauge>,
@@ -55,6 +56,11 @@ static FAMILIES: LazyLock<Families> = LazyLock::new(|| Families {
     ),
     bytes: register("messages_accepted_bytes", "Bytes of accepted messages.", Family::default()),
     accept: register("accept_seconds", "From a message's last byte to its acknowledgment.", Family::default()),
+    delivered: register(
+        "delivered_seconds",
+        "Queue mode: from a message's arrival to its delivery, each route.",
+        Family::default(),
+    ),
     attempts: register("delivery_attempts", "Delivery attempts by how they ended.", Family::default()),
     delivery: register("delivery_seconds", "One delivery attempt, from sending to the end of the answer.", Family::default()),
     pending: register("route_pending", "Messages waiting on a route, those in delivery included.", Family::default()),
@@ -80,6 +86,8 @@ pub struct ChannelMetrics {
     pub not_allowed: Counter,
     /// From a message's last byte to its acknowledgment.
     pub accept: Latency,
+    /// Queue mode: from arrival to delivery, each route.
+    pub delivered: Latency,
     routes: Mutex<BTreeMap<String, Arc<RouteMetrics>>>,
 }
 
@@ -91,6 +99,8 @@ pub struct RouteMetrics {
     attempts: [Counter; 4],
     /// Attempts' durations.
     pub delivery: Latency,
+    /// The channel's: from arrival to delivery.
+    pub delivered: Latency,
     /// Messages waiting.
     pub pending: Gauge,
     /// Messages set aside.
@@ -115,6 +125,7 @@ impl ChannelMetrics {
             resent: f.resent.get_or_create_owned(&of),
             not_allowed: f.not_allowed.get_or_create_owned(&of),
             accept: f.accept.get_or_create_owned(&of),
+            delivered: f.delivered.get_or_create_owned(&of),
             routes: Mutex::default(),
         });
         known.insert(channel.into(), metrics.clone());
@@ -134,6 +145,7 @@ impl ChannelMetrics {
                 f.attempts.get_or_create_owned(&OfAttempt { channel: self.name.clone(), route: route.into(), outcome })
             }),
             delivery: f.delivery.get_or_create_owned(&of),
+            delivered: self.delivered.clone(),
             pending: f.pending.get_or_create_owned(&of),
             parked: f.parked.get_or_create_owned(&of),
             paused: f.paused.get_or_create_owned(&of),
@@ -172,6 +184,11 @@ impl RouteMetrics {
     }
 }
 
+/// The metrics of all channels, by name.
+pub fn all() -> Vec<Arc<ChannelMetrics>> {
+    KNOWN.lock().unwrap_or_else(|e| e.into_inner()).values().cloned().collect()
+}
+
 /// Drops the metrics of channels and routes that are configured no more. Called when channels were swapped, with every
 /// channel still in force and the names of its routes.
 pub fn retain<'a>(channels: impl IntoIterator<Item = (&'a str, Vec<&'a str>)>) {
@@ -201,6 +218,7 @@ fn forget_channel(name: &str) {
         family.remove(&of);
     }
     f.accept.remove(&of);
+    f.delivered.remove(&of);
 }
 
 fn forget_route(channel: &str, route: &str) {

@@ -104,6 +104,8 @@ pub struct Attempt<'a> {
     pub outcome: Outcome,
     /// From sending to the end of the answer.
     pub took: Duration,
+    /// Queue mode: from the message's arrival to now.
+    pub age: Option<Duration>,
 }
 
 impl Attempt<'_> {
@@ -111,6 +113,9 @@ impl Attempt<'_> {
     pub fn emit(self) {
         self.route.attempts(self.outcome).inc();
         self.route.delivery.observe(self.took);
+        if let Some(age) = self.age.filter(|_| self.outcome == Outcome::Delivered) {
+            self.route.delivered.observe(age);
+        }
     }
 }
 
