@@ -9,6 +9,8 @@ mod drain;
 mod dry_run;
 pub mod exit;
 mod output;
+mod plan;
+mod preset;
 mod route;
 mod run;
 mod sample;
@@ -56,6 +58,9 @@ enum Command {
     Channel(channel::ChannelCommand),
     #[command(subcommand)]
     Client(clients::ClientCommand),
+    #[command(subcommand)]
+    Preset(preset::PresetCommand),
+    Plan(plan::PlanArgs),
     Status(status::StatusArgs),
     Drain(drain::DrainArgs),
 }
@@ -104,6 +109,8 @@ impl Cli {
             Command::Route(command) => route::main(command),
             Command::Channel(command) => channel::main(command),
             Command::Client(command) => clients::main(command),
+            Command::Preset(command) => preset::main(command),
+            Command::Plan(args) => plan::main(args),
             Command::Status(args) => status::main(args),
             Command::Drain(args) => drain::main(&args),
         }?;
