@@ -138,5 +138,7 @@ fn print_json(loaded: &Loaded, channels: &[Channel], clients: &[Client], warning
     let rows = loaded.origins.rows(&loaded.config);
     let values: Vec<_> = rows.iter().map(|r| json!({ "key": r.key, "value": r.value, "origin": r.origin.to_string() })).collect();
     let clients: Vec<_> = clients.iter().map(|c| &c.name).collect();
-    output::json(&json!({ "preset": loaded.preset.map(|tier| &tier.name), "values": values, "channels": channels, "clients": clients, "warnings": warnings }))
+    output::json(
+        &json!({ "preset": loaded.preset.map(|tier| &tier.name), "values": values, "channels": channels, "clients": clients, "warnings": warnings }),
+    )
 }

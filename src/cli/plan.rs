@@ -92,7 +92,8 @@ struct Node {
 
 pub(super) fn main(args: PlanArgs) -> Result<(), Failure> {
     let node = args.from.clone().map(|url| look(&args, url)).transpose()?;
-    let plan = args.patients_per_day.zip(args.doctors).map(|(patients, doctors)| plan(&site(&args, patients, doctors, node.as_ref())));
+    let plan =
+        args.patients_per_day.zip(args.doctors).map(|(patients, doctors)| plan(&site(&args, patients, doctors, node.as_ref())));
     let answer = Answer { plan, node };
     if args.json {
         return output::json(&answer);
@@ -129,7 +130,8 @@ fn look(args: &PlanArgs, url: Url) -> Result<Node, Failure> {
     // A node of an older release has none.
     let stats = api.get(&["api", "admin", "system-stats"], &[]).ok();
     let live = Live::read(&status, &String::from_utf8_lossy(&metrics), stats.as_ref());
-    let tier = status.get("preset").and_then(|name| preset::find(name.as_str()?).ok());
+    // The node does not tell its preset; the limit in force is that of one, unless it was set by hand.
+    let tier = live.max_connections_per_resource.and_then(|n| preset::tiers().iter().find(|t| t.connections_per_resource() == n));
     let signs = signs(&live, tier);
     Ok(Node { url: url.to_string(), live, signs })
 }

@@ -77,7 +77,8 @@ pub fn load(
 
     let mut above = [from_file, from_env, from_flags];
     let wanted = preset::wanted(&above.each_ref(), machine).map_err(|e| problems.extend(e.problems)).ok().flatten();
-    let layers: Vec<Layer> = std::iter::once(wanted.map_or_else(Layer::default, |tier| preset::layer(tier, &mut above))).chain(above).collect();
+    let layers: Vec<Layer> =
+        std::iter::once(wanted.map_or_else(Layer::default, |tier| preset::layer(tier, &mut above))).chain(above).collect();
     let origins = Origins::of(&layers);
     let (config, more) = extract(layers, &origins);
     problems.extend(more);
@@ -87,7 +88,11 @@ pub fn load(
     resolve(&mut config, &origins, file.as_deref(), variable("XDG_STATE_HOME"));
     let found = check::values(&config, &origins).and_files(&config, &origins);
     warnings.extend(found.warnings);
-    if found.problems.is_empty() { Ok(Loaded { config, origins, file, preset: wanted, warnings }) } else { Err(ConfigError::new(found.problems)) }
+    if found.problems.is_empty() {
+        Ok(Loaded { config, origins, file, preset: wanted, warnings })
+    } else {
+        Err(ConfigError::new(found.problems))
+    }
 }
 
 /// Reads one text alone over the built-in defaults, without a preset; looks at nothing outside it. `name` is its name in messages.

@@ -218,5 +218,9 @@ fn a_preset_lies_below_the_file_and_holds_for_every_listener() {
     let none = load(None, env(&[("HIE_NODE__PRESET", "")]), &[], &machine).expect("valid");
     assert!(none.preset.is_none());
     let unknown = load(None, env(&[("HIE_NODE__PRESET", "small-clinik")]), &[], &machine).expect_err("no such preset");
-    assert!(unknown.to_string().starts_with("HIE_NODE__PRESET: node.preset: no preset is called \"small-clinik\"; did you mean \"small-clinic\"?"));
+    assert!(
+        unknown
+            .to_string()
+            .starts_with("HIE_NODE__PRESET: node.preset: no preset is called \"small-clinik\"; did you mean \"small-clinic\"?")
+    );
 }

@@ -35,7 +35,8 @@ fn read(root: &Path, cores: f64) -> Resources {
         folders.iter().filter_map(|folder| limit(folder)).reduce(f64::min)
     };
     let core_limit = least("cpu", &quota);
-    let memory_limit = least("memory", &memory).map(|bytes| bytes as u64).filter(|limit| total.is_none_or(|total| *limit < total));
+    let memory_limit =
+        least("memory", &memory).map(|bytes| bytes as u64).filter(|limit| total.is_none_or(|total| *limit < total));
     let memory = [total, memory_limit].into_iter().flatten().min().unwrap_or(0);
     Resources { cores: core_limit.map_or(cores, |limit| cores.min(limit)), memory, core_limit, memory_limit }
 }

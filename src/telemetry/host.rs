@@ -28,7 +28,8 @@ pub struct PresetInForce<'a> {
 impl PresetInForce<'_> {
     /// Writes it.
     pub fn emit(self) {
-        let (preset, per_resource, timeout) = (self.preset, self.per_resource, humantime::format_duration(self.timeout).to_string());
+        let (preset, per_resource, timeout) =
+            (self.preset, self.per_resource, humantime::format_duration(self.timeout).to_string());
         tracing::info!(preset, per_resource, timeout, "preset in force");
     }
 }

@@ -23,7 +23,8 @@ pub(super) fn node(node: &Node) -> Result<(), Failure> {
 }
 
 pub(super) fn plan(plan: &Plan) -> Result<(), Failure> {
-    let grown = if plan.growth_percent == 0.0 { String::new() } else { format!(" ({:+} % growth included)", plan.growth_percent) };
+    let grown =
+        if plan.growth_percent == 0.0 { String::new() } else { format!(" ({:+} % growth included)", plan.growth_percent) };
     let size = |bytes: f64| ByteSize(bytes.max(0.0) as u64).to_string();
     let (memory, disk) = (&plan.memory, &plan.disk);
     for (label, value) in [
@@ -61,7 +62,10 @@ pub(super) fn plan(plan: &Plan) -> Result<(), Failure> {
         ),
         (
             "memory",
-            format!("{:.0} MiB planned, {:.0} MiB at every limit, of {} MiB", memory.planned_mib, memory.at_limits_mib, memory.allowed_mib),
+            format!(
+                "{:.0} MiB planned, {:.0} MiB at every limit, of {} MiB",
+                memory.planned_mib, memory.at_limits_mib, memory.allowed_mib
+            ),
         ),
         (
             "disk",
@@ -85,7 +89,9 @@ pub(super) fn plan(plan: &Plan) -> Result<(), Failure> {
     }
     list("\nWhy this preset", plan.reasons.iter().cloned())?;
     if plan.steps.len() > 1 {
-        let step = |s: &crate::preset::plan::Step| format!("week {}: feed.max_connections_per_resource = {}", s.week, s.connections_per_resource);
+        let step = |s: &crate::preset::plan::Step| {
+            format!("week {}: feed.max_connections_per_resource = {}", s.week, s.connections_per_resource)
+        };
         list("\nStep by step, looking at each", plan.steps.iter().map(step))?;
     }
     output::print("\nRoadmap")?;
@@ -103,9 +109,16 @@ pub(super) fn plan(plan: &Plan) -> Result<(), Failure> {
         ]);
     }
     output::print_table(&table)?;
-    for (title, items) in
-        [("Before scaling", &plan.checklist.before), ("During scaling", &plan.checklist.during), ("After scaling", &plan.checklist.after)]
-    {
+    let spending = |s: &crate::preset::planning::Spending| {
+        let months = s.to_month.map_or_else(|| format!("{}+", s.from_month), |to| format!("{}-{to}", s.from_month));
+        format!("month {months}: {} USD a month ({} cores, {} MiB)", s.usd_per_month, s.cores, s.memory_mib)
+    };
+    list("\nStart small, pay for what is needed", plan.spending.iter().map(spending))?;
+    for (title, items) in [
+        ("Before scaling", &plan.checklist.before),
+        ("During scaling", &plan.checklist.during),
+        ("After scaling", &plan.checklist.after),
+    ] {
         output::print(format!("\n{title}"))?;
         items.iter().try_for_each(todo)?;
     }

@@ -71,7 +71,8 @@ fn list(args: &ListArgs) -> Result<(), Failure> {
     if args.json {
         return output::json(&preset::tiers());
     }
-    let headings = ["PRESET", "PATIENTS/DAY", "CORES", "MEMORY MIB", "DISK GB", "MBIT/S", "FEED PER RESOURCE", "IN TOTAL", "USD/MONTH"];
+    let headings =
+        ["PRESET", "PATIENTS/DAY", "CORES", "MEMORY MIB", "DISK GB", "MBIT/S", "FEED PER RESOURCE", "IN TOTAL", "USD/MONTH"];
     let mut table = output::table(headings);
     let range = |r: preset::Range| format!("{}-{}", r.min, r.max);
     for tier in preset::tiers() {

@@ -14,7 +14,7 @@ pub use roadmap::{Horizontal, PhaseRow, Step};
 pub use signs::{Health, Sign};
 pub use store::{Disk, MemoryPart, MemoryUse};
 
-use super::{Hardware, Range, Tier, planning, tiers};
+use super::{Hardware, Range, Tier, planning, planning::Spending, tiers};
 use serde::Serialize;
 
 /// What is known of a site.
@@ -77,6 +77,8 @@ pub struct Plan {
     pub roadmap: Vec<PhaseRow>,
     /// From the limit in force to the new one, a step at a time.
     pub steps: Vec<Step>,
+    /// Start small, pay for what is needed.
+    pub spending: &'static [Spending],
     pub checklist: Checklist,
     /// Where the assumed and measured numbers come from.
     pub sources: Vec<String>,
@@ -121,6 +123,7 @@ pub fn plan(site: &Site) -> Plan {
         horizontal: roadmap::horizontal(patients, planned),
         roadmap: roadmap::roadmap(tier),
         steps: roadmap::steps(site.connections_per_resource, tier.connections_per_resource()),
+        spending: &numbers.spending,
         checklist: checklist::checklist(site, tier, peak_connections),
         sources: store::sources(site),
         reasons,

@@ -58,10 +58,8 @@ pub fn signs(live: &Live, tier: Option<&Tier>) -> Vec<Sign> {
         let peak = live.cpu_peak_percent.map_or(String::new(), |peak| format!(", peak {peak:.0} %"));
         (average, format!("average{peak}"))
     });
-    let action = format!(
-        "upgrade server CPU cores{}",
-        next(tier).map_or(String::new(), |t| format!(" to {} ({})", t.vm.vcpu, t.name))
-    );
+    let action =
+        format!("upgrade server CPU cores{}", next(tier).map_or(String::new(), |t| format!(" to {} ({})", t.vm.vcpu, t.name)));
     signs.push(sign("CPU usage, sustained", cpu, limits.cpu_percent, " %", &action));
 
     let warned = live.limit_warnings.map(|n| (n as f64, "turned away at a limit since the start".to_owned()));
@@ -100,7 +98,11 @@ fn raise(now: Option<u64>, tier: Option<&Tier>) -> String {
         (Some(now), Some(t)) => {
             let step = now + planning().gradual.step_connections;
             let target = t.connections_per_resource();
-            format!("increase feed.max_connections_per_resource from {now} to {}, later to {target} ({})", step.min(target), t.name)
+            format!(
+                "increase feed.max_connections_per_resource from {now} to {}, later to {target} ({})",
+                step.min(target),
+                t.name
+            )
         }
         (Some(_), None) => "no larger preset: spread the readers over several servers".into(),
         (None, _) => "increase feed.max_connections_per_resource".into(),

@@ -79,9 +79,8 @@ pub(super) fn memory(tier: &Tier, connections: u64, messages_per_day: u64) -> Me
     let planned_mib: f64 = parts.iter().map(|p| p.planned_mib).sum();
     let allowed_mib = tier.system.cgroup.memory_mib;
     let share = planning().thresholds.memory_percent / 100.0;
-    let warning = (planned_mib > allowed_mib as f64 * share).then(|| {
-        format!("memory: {planned_mib:.0} MiB are more than {:.0} % of the {allowed_mib} MiB allowed", share * 100.0)
-    });
+    let warning = (planned_mib > allowed_mib as f64 * share)
+        .then(|| format!("memory: {planned_mib:.0} MiB are more than {:.0} % of the {allowed_mib} MiB allowed", share * 100.0));
     MemoryUse { planned_mib, at_limits_mib: parts.iter().map(|p| p.at_limits_mib).sum(), parts, allowed_mib, warning }
 }
 
@@ -118,7 +117,8 @@ pub(super) fn disk(tier: &Tier, site: &Site, messages_per_day: u64, message_byte
 pub(super) fn sources(site: &Site) -> Vec<String> {
     let (messages, memory) = (&planning().messages, &planning().memory);
     let mut told = Vec::new();
-    let mut tell = |what: &str, figure: &crate::preset::planning::Figure| told.push(format!("{what} {}: {}", figure.value, figure.source));
+    let mut tell =
+        |what: &str, figure: &crate::preset::planning::Figure| told.push(format!("{what} {}: {}", figure.value, figure.source));
     if site.messages_per_patient.is_none() {
         tell("messages per patient", &messages.per_patient);
     }

@@ -71,5 +71,10 @@ impl Part {
 
 /// The first line of each file that may have comments.
 fn head(tier: &Tier, part: Part) -> String {
-    format!("# {}: written by `hie preset render {} --part {}`; change the preset, not this file.\n", tier.title, tier.name, part.name())
+    format!(
+        "# {}: written by `hie preset render {} --part {}`; change the preset, not this file.\n",
+        tier.title,
+        tier.name,
+        part.name()
+    )
 }
