@@ -113,9 +113,8 @@ fn what_is_derived_fits_together() {
         let open = ["http", "mllp", "feed"].iter().map(|s| whole(&tier["node"][s]["max_connections"])).sum::<u64>();
         assert!(whole(&tier["system"]["nofile"]) >= 2 * open, "{name}: {open} connections");
         // The ledger and what stays free fit on the disk with a fifth for everything else.
-        let gib =
-            |value: &Value| value.as_str().expect("a size").strip_suffix(" GiB").expect("GiB").parse::<u64>().expect("a number");
-        assert!(gib(&tier["node"]["ledger"]["max_size"]) * 10 <= whole(&tier["hardware"]["disk_gb"]) * 8, "{name}");
+        let size = tier["node"]["ledger"]["max_size"].as_str().expect("a size").parse::<bytesize::ByteSize>().expect("a size");
+        assert!(size.as_u64() <= whole(&tier["hardware"]["disk_gb"]) * 800_000_000, "{name}: {size}");
         // A larger tier has more of everything.
         if let Some(last) = last {
             for (section, key) in
@@ -326,10 +325,14 @@ fn detected(name: &str, tier: &Value, group: &Cgroup) {
     assert!(fine.success() && bytes.trim() == (100 << 20).to_string(), "{bytes}");
     let out_of_memory = group.read("memory.failcnt").or_else(|| group.read("memory.events")).unwrap_or_default();
     assert!(out_of_memory.split_whitespace().any(|n| n.parse::<u64>().is_ok_and(|n| n > 0)), "{killed}: {out_of_memory}");
-    let _ = inside(&["timeout", "1", "sh", "-c", "(while :; do :; done) & (while :; do :; done)"]);
-    let throttled = group.read("cpu.stat").unwrap_or_default();
-    let times = throttled.lines().find_map(|l| l.strip_prefix("nr_throttled ")).and_then(|n| n.parse::<u64>().ok());
-    assert!(times > Some(0), "{throttled}");
+    // Four that want a core each, before all others of a machine that may be busy: some 100 ms in which they got one at most.
+    let burn = "for n in 1 2 3 4; do (while :; do :; done) & done; wait";
+    let throttled = || {
+        let _ = inside(&["nice", "-n", "-15", "timeout", "1", "sh", "-c", burn]);
+        let stat = group.read("cpu.stat").unwrap_or_default();
+        stat.lines().find_map(|l| l.strip_prefix("nr_throttled ")).and_then(|n| n.parse::<u64>().ok()) > Some(0)
+    };
+    assert!((0..10).any(|_| throttled()), "{:?}", group.read("cpu.stat"));
 }
 
 #[test]

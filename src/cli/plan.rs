@@ -26,10 +26,10 @@ use std::{path::PathBuf, time::Duration};
 Examples:
   hie plan --patients-per-day 10000 --doctors 30
   hie plan --patients-per-day 4000 --doctors 12 --growth 50 --retention 90days --json
-  hie plan --from http://127.0.0.1:8080 --config /etc/hie/hie.toml       # what this node should change, and why
+  hie plan --from http://127.0.0.1:8080 --config /etc/hie/hie.toml
   hie plan --patients-per-day 4000 --doctors 12 --from http://127.0.0.1:8080 --config /etc/hie/hie.toml
 
-With --from, message sizes and numbers are those that the node has seen. Its token is found as by `hie status`.")]
+With --from alone: what that node should change, and why. With a site too, message sizes and numbers are those that the node has seen. Its token is found as by `hie status`.")]
 pub struct PlanArgs {
     /// Patients a day
     #[arg(long, value_name = "N", required_unless_present = "from", requires = "doctors", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]

@@ -40,7 +40,9 @@ pub struct ListArgs {
 #[command(after_help = "\
 Examples:
   hie preset detect
-  hie run --preset \"$(hie preset detect --json | jq -r .preset)\"      # the same as --preset auto")]
+  hie preset detect --json | jq -r .preset
+
+`hie run --preset auto` takes the same one.")]
 pub struct DetectArgs {
     /// Print JSON
     #[arg(long)]

@@ -12,15 +12,16 @@ use std::path::PathBuf;
 #[command(after_help = "\
 Examples:
   hie preset render small-clinic --part systemd
-  hie preset render small-clinic --out /etc --part systemd --part sysctl && systemctl daemon-reload && sysctl --system
-  hie preset render small-clinic --part limits                                 # for a node that systemd does not start
+  hie preset render small-clinic --out /etc --part systemd --part sysctl
+  hie preset render small-clinic --part limits > /etc/security/limits.d/50-hie.conf
   hie preset render medium-hospital --part rabbitmq > /etc/rabbitmq/conf.d/50-hie.conf
   hie preset render medium-hospital --part consul > /etc/consul.d/50-hie.json
   hie preset render auto --part compose > compose.preset.yaml
-  docker compose -f compose.yaml -f compose.preset.yaml up
-  hie preset render edge --part env > hie.env && docker run --env-file hie.env …
+  hie preset render edge --part env > hie.env
 
-Files below --out lie where the programs look for them below /etc.")]
+Files below --out lie where the programs look for them below /etc; then `systemctl daemon-reload` and
+`sysctl --system`. Limits are for a node that systemd does not start; the
+compose fragment goes with `docker compose -f compose.yaml -f compose.preset.yaml up`, the environment with `--env-file`.")]
 pub struct RenderArgs {
     /// Name of the preset, or auto for the one that fits this machine
     #[arg(value_name = "PRESET")]
