@@ -12,6 +12,7 @@
 //! - [`ledger`]: the log of facts and bodies, and the views folded from it
 //! - [`engine`]: accept, dispatch, deliver
 //! - [`channel`]: what an operator may configure for a channel (pure)
+//! - [`preset`]: tiers, planner, rendering of derived settings (pure)
 //! - [`message`]: envelope, HL7 v2, FHIR, MLLP framing (pure)
 //! - [`config`]: one small file per section
 //! - [`host`]: systemd, journald, signals, limits, listeners
@@ -27,5 +28,6 @@ pub mod gateway;
 pub mod host;
 pub mod ledger;
 pub mod message;
+pub mod preset;
 pub mod telemetry;
 pub mod transport;

@@ -13,6 +13,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("message", &[]),
     // A rule without a value is counted.
     ("channel", &["message", "telemetry/rule"]),
+    ("preset", &[]),
     ("engine", &["channel", "message", "telemetry", "config"]),
     ("transport", &["engine", "channel", "message", "telemetry", "config"]),
     ("ledger", &["engine", "channel", "message", "telemetry", "config"]),
@@ -22,11 +23,12 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("admin", &["gateway", "transport", "ledger", "engine", "channel", "message", "telemetry", "config"]),
     // Events name the engine's values.
     ("telemetry", &["engine/fact", "engine/ports", "channel", "message"]),
-    ("config", &["channel", "message/hl7/charset"]),
+    // A preset is the layer below the file.
+    ("config", &["channel", "message/hl7/charset", "preset"]),
     // Its clock is the engine's.
     ("host", &["telemetry", "engine/ports"]),
     ("app", &["admin", "gateway", "transport", "ledger", "engine", "channel", "message", "telemetry", "config", "host"]),
-    ("cli", &["app", "admin", "gateway", "ledger", "engine", "channel", "message", "telemetry", "config", "host"]),
+    ("cli", &["app", "admin", "gateway", "ledger", "engine", "channel", "message", "telemetry", "config", "host", "preset"]),
 ];
 
 /// Libraries that belong to some parts only.
@@ -56,7 +58,7 @@ const BELONGS_TO: &[(&str, &[&str])] = &[
 ];
 
 /// What pure parts do without: text in, values out.
-const PURE: &[&str] = &["message", "channel"];
+const PURE: &[&str] = &["message", "channel", "preset"];
 const NOT_PURE: &[&str] = &[
     "tokio",
     "tokio_util",

@@ -1,6 +1,10 @@
 //! `hie check`: the effective configuration, where each value came from, and everything that is wrong with it.
 
-use super::{configuration::ConfigArgs, exit::Failure, output, sample};
+use super::{
+    configuration::{ConfigArgs, flag},
+    exit::Failure,
+    output, sample,
+};
 use crate::{
     channel::{self, Channel, client::Client},
     config::{self, Loaded},
@@ -23,6 +27,9 @@ tables this one does not read.")]
 pub struct CheckArgs {
     #[command(flatten)]
     config: ConfigArgs,
+    /// Preset, as `hie run --preset`
+    #[arg(long, value_name = "PRESET")]
+    preset: Option<String>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -32,7 +39,8 @@ pub struct CheckArgs {
 }
 
 pub(super) fn main(args: CheckArgs) -> Result<(), Failure> {
-    let loaded = args.config.load(&[])?;
+    let preset: Vec<_> = args.preset.iter().map(|name| flag("--preset", "node.preset", name)).collect();
+    let loaded = args.config.load(&preset)?;
     let (channels, clients) = contents(&loaded)?;
     // A binary that is asked whether it could take over must be able to read what is stored.
     ledger::readable(&loaded.config.node.store.join("ledger")).map_err(Failure::unavailable)?;
@@ -106,6 +114,9 @@ fn print_tables(loaded: &Loaded, channels: &[Channel], clients: &[Client]) -> Re
         table.add_row([row.key, row.value, row.origin.to_string()]);
     }
     output::print_table(&table)?;
+    if let Some(tier) = loaded.preset {
+        output::print(format!("\npreset {} ({})", tier.name, tier.title))?;
+    }
     output::print("")?;
     if channels.is_empty() {
         output::print(format!("no channels in {}", loaded.config.node.channels.display()))?;
@@ -127,5 +138,7 @@ fn print_json(loaded: &Loaded, channels: &[Channel], clients: &[Client], warning
     let rows = loaded.origins.rows(&loaded.config);
     let values: Vec<_> = rows.iter().map(|r| json!({ "key": r.key, "value": r.value, "origin": r.origin.to_string() })).collect();
     let clients: Vec<_> = clients.iter().map(|c| &c.name).collect();
-    output::json(&json!({ "values": values, "channels": channels, "clients": clients, "warnings": warnings }))
+    output::json(
+        &json!({ "preset": loaded.preset.map(|tier| &tier.name), "values": values, "channels": channels, "clients": clients, "warnings": warnings }),
+    )
 }

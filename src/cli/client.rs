@@ -24,7 +24,7 @@ pub struct ApiArgs {
     pub url: Option<Url>,
     /// File of its token [default: admin.token_file, else <store>/admin-token]
     #[arg(long, value_name = "FILE")]
-    token_file: Option<PathBuf>,
+    pub token_file: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

@@ -33,7 +33,8 @@ impl ConfigArgs {
         let store = self.store.iter().map(|value| flag("--store", "node.store", value));
         let set = self.set.iter().map(|(key, value)| flag(&format!("--set {key}"), key, value));
         let flags: Vec<Flag> = store.chain(set).chain(more.iter().cloned()).collect();
-        let mut loaded = config::load(self.config.as_deref(), std::env::vars_os(), &flags).map_err(Failure::config)?;
+        let mut loaded = config::load(self.config.as_deref(), std::env::vars_os(), &flags, &super::preset::machine)
+            .map_err(Failure::config)?;
         if loaded.config.node.name.is_empty() {
             loaded.config.node.name = crate::host::hostname();
         }

@@ -10,6 +10,8 @@ mod dry_run;
 mod events;
 pub mod exit;
 mod output;
+mod plan;
+mod preset;
 mod route;
 mod run;
 mod sample;
@@ -57,6 +59,9 @@ enum Command {
     Channel(channel::ChannelCommand),
     #[command(subcommand)]
     Client(clients::ClientCommand),
+    #[command(subcommand)]
+    Preset(preset::PresetCommand),
+    Plan(plan::PlanArgs),
     Status(status::StatusArgs),
     Events(events::EventsArgs),
     Drain(drain::DrainArgs),
@@ -106,6 +111,8 @@ impl Cli {
             Command::Route(command) => route::main(command),
             Command::Channel(command) => channel::main(command),
             Command::Client(command) => clients::main(command),
+            Command::Preset(command) => preset::main(command),
+            Command::Plan(args) => plan::main(args),
             Command::Status(args) => status::main(args),
             Command::Events(args) => events::main(&args),
             Command::Drain(args) => drain::main(&args),

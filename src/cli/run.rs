@@ -15,7 +15,7 @@ use crate::{
         log,
         upgrade::Upgrade,
     },
-    telemetry::host::ConfigWarning,
+    telemetry::host::{ConfigWarning, PresetInForce},
 };
 use clap::Args;
 use std::sync::Arc;
@@ -29,6 +29,7 @@ use std::sync::Arc;
 Examples:
   hie run
   hie run --config /etc/hie/hie.toml --cluster auto
+  hie run --preset small-clinic
   HIE_MLLP__LISTEN=0.0.0.0:2575 hie run --log json
 
 Signals: TERM and INT drain and end, a second one ends at once; HUP reads channels and clients again; USR2 drains and goes on as the binary that
@@ -39,6 +40,9 @@ pub struct RunArgs {
     /// Accepting instances that share the ports: a number, or auto for one per core (node.cluster)
     #[arg(long, value_name = "N|auto")]
     cluster: Option<String>,
+    /// Preset whose values lie below those of the file: a name, or auto for the one that fits this machine (node.preset)
+    #[arg(long, value_name = "PRESET")]
+    preset: Option<String>,
     /// Form of the log: auto (the journal under systemd, else text), text, json, journald
     #[arg(long, value_name = "FORM", default_value_t)]
     log: log::Format,
@@ -48,16 +52,23 @@ pub struct RunArgs {
 }
 
 pub(super) fn main(args: RunArgs) -> Result<(), Failure> {
-    let cluster: Vec<_> = args.cluster.iter().map(|n| flag("--cluster", "node.cluster", n)).collect();
-    let loaded = args.config.load(&cluster)?;
+    let cluster = args.cluster.iter().map(|n| flag("--cluster", "node.cluster", n));
+    let preset = args.preset.iter().map(|name| flag("--preset", "node.preset", name));
+    let loaded = args.config.load(&cluster.chain(preset).collect::<Vec<_>>())?;
     let filter = args.log_level.or_else(|| std::env::var("HIE_LOG").ok());
     log::init(args.log, filter.as_deref()).map_err(Failure::usage)?;
     for warning in &loaded.warnings {
         ConfigWarning { text: &warning.to_string() }.emit();
     }
+    if let Some(tier) = loaded.preset {
+        let feed = &loaded.config.feed;
+        let per_resource = feed.max_connections_per_resource;
+        PresetInForce { preset: &tier.name, per_resource, timeout: feed.timeout }.emit();
+    }
 
     let mut check = vec!["check".into(), "--quiet".into()];
     check.extend(args.config.to_args());
+    check.extend(args.preset.iter().flat_map(|name| ["--preset".into(), name.into()]));
     let upgrade = Upgrade::record(check).map_err(|e| Failure::failed(format!("cannot find this binary: {e}")))?;
     limits::raise_open_files();
     // Told here with every place, before anything is opened.

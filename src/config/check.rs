@@ -172,7 +172,7 @@ impl Check<'_> {
             if charset::encoding(&mllp.charset).is_none() {
                 self.problem(&key("charset"), unknown_charset(&mllp.charset));
             }
-            let given = self.origins.get(&key("max_frame")) != Origin::Default;
+            let given = !matches!(self.origins.get(&key("max_frame")), Origin::Default | Origin::Preset(_));
             if given && mllp.max_frame > limits.max_body {
                 let text = format!("{} is more than limits.max_body allows ({})", mllp.max_frame, limits.max_body);
                 self.warn(&key("max_frame"), text);

@@ -4,8 +4,9 @@ use super::{
     Config, ConfigError, Origin, Origins, check,
     error::Problem,
     layer::{self, Layer},
-    nearest, text, variables,
+    nearest, preset, text, variables,
 };
+use crate::preset::{Machine, Tier};
 use figment::{
     Figment,
     error::Kind,
@@ -16,6 +17,9 @@ use std::{
     ffi::{OsStr, OsString},
     path::{Path, PathBuf},
 };
+
+/// Position of the file among the layers: the preset lies below it.
+const FILE: usize = 1;
 
 /// More mistakes than anyone corrects in one go.
 const MAX_PROBLEMS: usize = 50;
@@ -40,11 +44,14 @@ pub struct Loaded {
     pub origins: Origins,
     /// The file, when there is one.
     pub file: Option<PathBuf>,
+    /// The preset in force.
+    pub preset: Option<&'static Tier>,
     /// What works but is probably not meant.
     pub warnings: Vec<Problem>,
 }
 
-/// Reads the layers: built in < `file` (else `HIE_CONFIG`) < `HIE_SECTION__KEY` in `env` < `flags`.
+/// Reads the layers: built in < preset < `file` (else `HIE_CONFIG`) < `HIE_SECTION__KEY` in `env` < `flags`.
+/// `machine` tells what the preset `auto` is chosen for; it is asked only then.
 /// Without a file the node keeps everything below its store: `$XDG_STATE_HOME/hie` or `./hie-data`.
 ///
 /// Errors: file not readable, syntax, unknown keys (naming the nearest), wrong types, values that cannot
@@ -53,6 +60,7 @@ pub fn load(
     file: Option<&Path>,
     env: impl IntoIterator<Item = (OsString, OsString)>,
     flags: &[Flag],
+    machine: &dyn Fn() -> Machine,
 ) -> Result<Loaded, ConfigError> {
     let env: Vec<_> = env.into_iter().collect();
     let variable = |name: &str| env.iter().find(|(n, v)| n == name && !v.is_empty()).map(|(_, v)| PathBuf::from(v));
@@ -67,7 +75,10 @@ pub fn load(
     let (from_flags, more) = variables::flags(flags, &merged_lists);
     problems.extend(more);
 
-    let layers = vec![from_file, from_env, from_flags];
+    let mut above = [from_file, from_env, from_flags];
+    let wanted = preset::wanted(&above.each_ref(), machine).map_err(|e| problems.extend(e.problems)).ok().flatten();
+    let layers: Vec<Layer> =
+        std::iter::once(wanted.map_or_else(Layer::default, |tier| preset::layer(tier, &mut above))).chain(above).collect();
     let origins = Origins::of(&layers);
     let (config, more) = extract(layers, &origins);
     problems.extend(more);
@@ -77,12 +88,16 @@ pub fn load(
     resolve(&mut config, &origins, file.as_deref(), variable("XDG_STATE_HOME"));
     let found = check::values(&config, &origins).and_files(&config, &origins);
     warnings.extend(found.warnings);
-    if found.problems.is_empty() { Ok(Loaded { config, origins, file, warnings }) } else { Err(ConfigError::new(found.problems)) }
+    if found.problems.is_empty() {
+        Ok(Loaded { config, origins, file, preset: wanted, warnings })
+    } else {
+        Err(ConfigError::new(found.problems))
+    }
 }
 
-/// Reads one text alone over the built-in defaults; looks at nothing outside it. `name` is its name in messages.
+/// Reads one text alone over the built-in defaults, without a preset; looks at nothing outside it. `name` is its name in messages.
 pub fn parse(text: &str, name: &str) -> Result<Config, ConfigError> {
-    let layers = vec![text::layer(text, name)?];
+    let layers = vec![Layer::default(), text::layer(text, name)?];
     let origins = Origins::of(&layers);
     let (config, mut problems) = extract(layers, &origins);
     if let Some(config) = &config {
@@ -144,8 +159,8 @@ fn alike(layers: &[Layer], path: Vec<String>, kind: &Kind) -> Vec<Vec<String>> {
 /// Variables and flags are text: turns one into what its key asks for, when it can be read as that.
 fn convert(layers: &mut [Layer], path: &[String], kind: &Kind) -> bool {
     let Kind::InvalidType(_, expected) = kind else { return false };
-    // The first layer is the file, where a type is meant as it is written.
-    let Some(layer) = layers.iter_mut().skip(1).rev().find(|l| l.places.contains_key(path)) else { return false };
+    // In preset and file a type is meant as it is written.
+    let Some(layer) = layers.iter_mut().skip(FILE + 1).rev().find(|l| l.places.contains_key(path)) else { return false };
     let Some(value) = layer::get_mut(&mut layer.values, path) else { return false };
     let Value::String(_, text) = &*value else { return false };
     let text = text.trim().to_owned();
@@ -182,7 +197,7 @@ fn problem(layers: &[Layer], origins: &Origins, path: &[String], kind: &Kind) ->
         Kind::UnknownField(word, known) => {
             let word = path.last().unwrap_or(word);
             // The key's own place, not its value's.
-            let at_key = layers[0].keys.get(path).cloned();
+            let at_key = layers[FILE].keys.get(path).cloned();
             if let (None, Origin::Env(name)) = (&at_key, &place) {
                 return Problem::new(place.clone(), variables::unknown_variable(OsStr::new(name)));
             }

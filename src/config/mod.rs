@@ -1,4 +1,4 @@
-//! Configuration: preset < file < `HIE_*` environment < flags. One small file per section.
+//! Configuration: built in < preset < file < `HIE_*` environment < flags. One small file per section.
 //!
 //! Every key of `hie.toml` is also `HIE_SECTION__KEY` in the environment. [`load`] reads the layers,
 //! [`parse`] one text alone; both tell every mistake at once, each with its place.
@@ -19,6 +19,7 @@ mod mllp;
 mod nearest;
 mod node;
 mod origins;
+mod preset;
 mod text;
 mod tls;
 mod variables;

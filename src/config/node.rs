@@ -11,6 +11,9 @@ pub struct Node {
     pub name: String,
     /// Domain it works in. Default `default`.
     pub domain: String,
+    /// Preset whose values lie below those of the file: a tier's name, `auto` for the one that fits this machine, or
+    /// empty (default) for the built-in values.
+    pub preset: String,
     /// Folder of the ledger, the admin token and the lock. Default `hie-data`. Relative paths in the file are
     /// relative to the file's folder; those in the environment and in flags to the working directory.
     pub store: PathBuf,
@@ -32,6 +35,7 @@ impl Default for Node {
         Self {
             name: String::new(),
             domain: "default".into(),
+            preset: String::new(),
             store: "hie-data".into(),
             channels: "channels.d".into(),
             clients: "clients.d".into(),

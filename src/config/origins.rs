@@ -9,6 +9,8 @@ use std::{collections::BTreeMap, fmt};
 pub enum Origin {
     /// Built in.
     Default,
+    /// The preset of this name.
+    Preset(String),
     /// A configuration file; line and column from 1.
     File {
         /// The file as it was named.
@@ -28,6 +30,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => f.write_str("default"),
+            Self::Preset(name) => write!(f, "preset {name}"),
             Self::File { file, line, column } => write!(f, "{file}:{line}:{column}"),
             Self::Env(name) | Self::Flag(name) => f.write_str(name),
         }

@@ -5,6 +5,10 @@ fn env(pairs: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
     pairs.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect()
 }
 
+fn machine() -> crate::preset::Machine {
+    crate::preset::Machine { cores: 2.0, memory_mib: 2048 }
+}
+
 fn told(text: &str) -> String {
     parse(text, "hie.toml").expect_err("a mistake").to_string()
 }
@@ -142,7 +146,7 @@ fn variables_take_precedence_and_are_read_as_their_key_asks() {
         ("PATH", "/bin"),
     ]);
     let flags = [Flag { name: "--cluster".into(), key: "node.cluster".into(), value: "3".into() }];
-    let loaded = load(None, env, &flags).expect("valid");
+    let loaded = load(None, env, &flags, &machine).expect("valid");
     let config = &loaded.config;
     assert_eq!(config.node.name, "123");
     assert_eq!(config.node.cluster, Cluster::N(3));
@@ -159,7 +163,7 @@ fn variables_take_precedence_and_are_read_as_their_key_asks() {
 
 #[test]
 fn mistakes_in_variables_name_the_variable() {
-    let told = |pairs: &[(&str, &str)]| load(None, env(pairs), &[]).expect_err("a mistake").to_string();
+    let told = |pairs: &[(&str, &str)]| load(None, env(pairs), &[], &machine).expect_err("a mistake").to_string();
     assert_eq!(told(&[("HIE_NODE__STROE", "x")]), "HIE_NODE__STROE: sets no known key; did you mean HIE_NODE__STORE?");
     assert!(told(&[("HIE_NOED__STORE", "x")]).contains("did you mean HIE_NODE__STORE?"));
     let foreign = told(&[("HIE_FOO__BAR", "x")]);
@@ -171,17 +175,52 @@ fn mistakes_in_variables_name_the_variable() {
     assert!(told(&[("HIE_HTTP__ALLOW_IPS", "here")]).starts_with("HIE_HTTP__ALLOW_IPS: http.allow_ips"));
     assert!(told(&[("HIE_MLLP__LISTN", "x")]).contains("HIE_MLLP__LISTEN"));
     assert!(told(&[("HIE_NODE", "x"), ("HIE_NODE__NAME__X", "y"), ("HIE_NODE__NAME", "z")]).contains("HIE_NODE__NAME__X"));
-    let slip = load(None, env(&[("HIE_NODE_STORE", "x")]), &[]).expect("only a warning");
+    let slip = load(None, env(&[("HIE_NODE_STORE", "x")]), &[], &machine).expect("only a warning");
     assert_eq!(slip.warnings[0].to_string(), "HIE_NODE_STORE: is ignored; did you mean HIE_NODE__STORE?");
 }
 
 #[test]
 fn without_a_file_everything_lies_below_the_store() {
-    let at = |pairs: &[(&str, &str)]| load(None, env(pairs), &[]).expect("valid").config.node;
+    let at = |pairs: &[(&str, &str)]| load(None, env(pairs), &[], &machine).expect("valid").config.node;
     let node = at(&[]);
     assert_eq!((node.store.as_path(), node.channels.as_path()), (Path::new("hie-data"), Path::new("hie-data/channels.d")));
     assert_eq!(at(&[("XDG_STATE_HOME", "/s")]).clients, Path::new("/s/hie/clients.d"));
     assert_eq!(at(&[("HIE_NODE__STORE", "/x"), ("XDG_STATE_HOME", "/s")]).channels, Path::new("/x/channels.d"));
     let sample = Config::sample(Path::new("/x"));
     assert_eq!((sample.node.channels, sample.admin.token_file), ("/x/channels.d".into(), None));
+}
+
+#[test]
+fn a_preset_lies_below_the_file_and_holds_for_every_listener() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("hie.toml");
+    let text = "[node]\npreset='auto'\n[limits]\nstreams=7\n[[mllp]]\nname='a'\n[[mllp]]\nname='b'\nlisten='127.0.0.1:2600'\nmax_connections=3\n";
+    std::fs::write(&file, text).expect("hie.toml");
+    let loaded = load(Some(&file), env(&[("HIE_HTTP__MAX_CONNECTIONS", "9")]), &[], &machine).expect("valid");
+    assert_eq!(loaded.preset.expect("a preset").name, "small-clinic");
+    let config = &loaded.config;
+    let preset = Origin::Preset("small-clinic".into());
+    assert_eq!(preset.to_string(), "preset small-clinic");
+    assert_eq!((config.node.cluster, loaded.origins.get("node.cluster")), (Cluster::N(2), preset.clone()));
+    assert_eq!((config.limits.streams, config.http.max_connections), (7, 9));
+    assert!(matches!(loaded.origins.get("limits.streams"), Origin::File { line: 4, .. }));
+    assert_eq!(loaded.origins.get("http.max_connections"), Origin::Env("HIE_HTTP__MAX_CONNECTIONS".into()));
+    assert_eq!((config.mllp[0].max_connections, config.mllp[1].max_connections), (256, 3));
+    assert_eq!(loaded.origins.get("mllp.0.max_connections"), preset);
+    assert!(matches!(loaded.origins.get("mllp.1.max_connections"), Origin::File { .. }));
+    assert_eq!(loaded.origins.get("mllp.1.max_frame"), preset);
+    // Variable over file, flag over variable; the variable for the only listener takes nothing from the preset's away.
+    let over = env(&[("HIE_NODE__PRESET", "edge"), ("HIE_MLLP__LISTEN", "127.0.0.1:2601")]);
+    let flags = [Flag { name: "--preset".into(), key: "node.preset".into(), value: "large-hospital".into() }];
+    let loaded = load(None, over.clone(), &flags, &machine).expect("valid");
+    assert_eq!((loaded.config.mllp[0].max_connections, loaded.config.mllp[0].listen.port()), (2048, 2601));
+    assert_eq!(load(None, over, &[], &machine).expect("valid").config.mllp[0].max_connections, 64);
+    let none = load(None, env(&[("HIE_NODE__PRESET", "")]), &[], &machine).expect("valid");
+    assert!(none.preset.is_none());
+    let unknown = load(None, env(&[("HIE_NODE__PRESET", "small-clinik")]), &[], &machine).expect_err("no such preset");
+    assert!(
+        unknown
+            .to_string()
+            .starts_with("HIE_NODE__PRESET: node.preset: no preset is called \"small-clinik\"; did you mean \"small-clinic\"?")
+    );
 }

@@ -1,5 +1,6 @@
 //! The host: systemd, journald, signals, limits, listeners, the lock of the store. The only user of nix and rustix.
 
+pub mod cgroup;
 pub mod clock;
 pub mod limits;
 pub mod listeners;

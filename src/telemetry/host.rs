@@ -15,6 +15,25 @@ pub(super) fn touch() {
     let _ = (&*PANICS, &*UPGRADES_REFUSED, &*OPEN_FILES);
 }
 
+/// The values of a preset lie below the configuration.
+pub struct PresetInForce<'a> {
+    /// Its name.
+    pub preset: &'a str,
+    /// Connections of the live feed to one resource, as they are in force.
+    pub per_resource: usize,
+    /// After which such a connection ends.
+    pub timeout: std::time::Duration,
+}
+
+impl PresetInForce<'_> {
+    /// Writes it.
+    pub fn emit(self) {
+        let (preset, per_resource, timeout) =
+            (self.preset, self.per_resource, humantime::format_duration(self.timeout).to_string());
+        tracing::info!(preset, per_resource, timeout, "preset in force");
+    }
+}
+
 /// A thread panicked. Without the message: it may hold what was being worked on.
 pub struct Panicked<'a> {
     /// Name of the thread.

@@ -11,6 +11,7 @@
 //! - [`wire`], [`http`], [`peer`]: MLLP framing, HL7 fields and HTTP/1.1, just enough and on their own
 //! - [`scenario`]: the durability and order runs, for the real build and the broken ones
 //! - [`broken`]: the deliberately broken builds; [`journal`]: stand-ins for journald and systemd
+//! - [`parts`]: Consul and RabbitMQ as Debian has them; [`cgroup`]: a control group with a unit's limits
 //! - [`trace`]: what strace saw, read; [`traced`]: the run that it watched, and its judge
 //! - [`sse`]: a reader of the live feed
 //! - [`rng`]: seeded chance; `HIE_SEED` repeats a run
@@ -18,6 +19,7 @@
 
 pub mod broken;
 pub mod canary;
+pub mod cgroup;
 pub mod channels;
 pub mod chaos;
 pub mod checker;
@@ -26,6 +28,7 @@ pub mod http;
 pub mod journal;
 pub mod ledger;
 pub mod node;
+pub mod parts;
 pub mod peer;
 pub mod receiver;
 pub mod rng;
