@@ -1,6 +1,6 @@
 //! `/openapi.json`, from the handlers themselves.
 
-use super::{channels, clients, delivery, status, tasks, transactions};
+use super::{alerts, channels, clients, delivery, status, tasks, transactions};
 use axum::Json;
 use utoipa::{
     Modify, OpenApi,
@@ -17,6 +17,7 @@ use utoipa::{
         tasks::create, tasks::list, tasks::show, tasks::cancel,
         channels::list, channels::create, channels::get, channels::update, channels::remove,
         clients::list, clients::create, clients::get, clients::update, clients::remove,
+        alerts::list, alerts::test,
     ),
     modifiers(&Schemes),
     security(("token" = []), ("basic" = []))

@@ -2,6 +2,7 @@
 
 use super::{
     AdminState,
+    caching::Seen,
     error::ApiError,
     records::{Detail, Hit, Query, RecordsError},
     tasks::Tasks,
@@ -20,6 +21,8 @@ pub(super) struct Shared {
     pub edit: Mutex<()>,
     /// Wrong credentials per address.
     pub throttle: Throttle,
+    /// When answers changed.
+    pub seen: Seen,
     searches: Semaphore,
 }
 
@@ -33,6 +36,7 @@ impl Shared {
             tasks: Tasks::default(),
             edit: Mutex::default(),
             throttle: Throttle::new(10, Duration::from_secs(6)),
+            seen: Seen::default(),
             searches: Semaphore::new(SEARCHES),
         })
     }

@@ -1,5 +1,6 @@
 //! The composition root: configuration to a running node, until it is drained. The only module that knows every part.
 
+mod alerts;
 mod drain;
 mod instances;
 mod outbound;
@@ -167,7 +168,10 @@ impl Node {
         transport.launch();
 
         let (drain, stop_admin) = (CancellationToken::new(), CancellationToken::new());
-        let admin = store::serve_admin(config, listeners, &engine, &directory, &ledger, &drain, &stop_admin)?;
+        let (alerts, told) = alerts::spawn(config, &engine, &directory, &ledger, &stop_admin)?;
+        let beside = store::Beside { alerts: &alerts, drain: &drain, stop: &stop_admin };
+        let mut admin = store::serve_admin(config, listeners, &engine, &directory, &ledger, &beside)?;
+        admin.push(told);
         let shared = Shared {
             intake: engine.clone(),
             open: ports(config, listeners).map_err(StartError::Config)?,

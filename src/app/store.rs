@@ -2,6 +2,7 @@
 
 use crate::{
     admin::{self, AdminState, Info, Token},
+    alert::Alerts,
     config::Config,
     engine::{Engine, directory::Directory, ports::Control, resend::ResendWindow},
     host::{self, listeners::Listeners},
@@ -48,6 +49,13 @@ pub(super) fn restore(ledger: &Ledger, transport: &Arc<Embedded>, resend: &Resen
     Ok(())
 }
 
+/// What the management API is joined with beside engine and ledger.
+pub(super) struct Beside<'a> {
+    pub alerts: &'a Arc<Alerts>,
+    pub drain: &'a CancellationToken,
+    pub stop: &'a CancellationToken,
+}
+
 /// Starts health and the management API, each on its own thread.
 pub(super) fn serve_admin(
     config: &Config,
@@ -55,8 +63,7 @@ pub(super) fn serve_admin(
     engine: &Arc<Engine>,
     directory: &Arc<Directory>,
     ledger: &Arc<Ledger>,
-    drain: &CancellationToken,
-    stop: &CancellationToken,
+    Beside { alerts, drain, stop }: &Beside<'_>,
 ) -> anyhow::Result<Vec<JoinHandle<()>>> {
     let mut threads = Vec::new();
     // Before anything says that the node is ready: who waits for that may ask the management API next.
@@ -64,7 +71,7 @@ pub(super) fn serve_admin(
     let token = Token::load_or_create(&file).context("the management API's token")?.0;
     if let Some(listener) = listeners.one("health")? {
         let engine = engine.clone();
-        threads.push(admin::health::spawn(listener, Arc::new(move || engine.not_ready()), stop.clone())?);
+        threads.push(admin::health::spawn(listener, Arc::new(move || engine.not_ready()), (*stop).clone())?);
     }
     if let Some(listener) = listeners.one("admin")? {
         let state = AdminState {
@@ -79,9 +86,10 @@ pub(super) fn serve_admin(
                 domain: config.node.domain.clone(),
                 version: env!("CARGO_PKG_VERSION").into(),
             },
-            drain: drain.clone(),
+            alerts: (*alerts).clone(),
+            drain: (*drain).clone(),
         };
-        threads.push(admin::spawn(listener, state, stop.clone())?);
+        threads.push(admin::spawn(listener, state, (*stop).clone())?);
     }
     Ok(threads)
 }

@@ -4,8 +4,10 @@
 //! [`parse`] one text alone; both tell every mistake at once, each with its place.
 
 mod admin;
+mod alerts;
 pub mod channels;
 mod check;
+mod check_alerts;
 pub mod clients;
 mod error;
 mod feed;
@@ -27,6 +29,7 @@ mod variables;
 mod tests;
 
 pub use admin::{Admin, Health};
+pub use alerts::{Alerts, Mail, MailTls, Webhook};
 pub use error::{ConfigError, Problem};
 pub use feed::Feed;
 pub use file::WatchedFolder;
@@ -57,6 +60,7 @@ pub struct Config {
     pub admin: Admin,
     pub health: Health,
     pub feed: Feed,
+    pub alerts: Alerts,
     pub ledger: Ledger,
     pub limits: Limits,
 }
@@ -71,6 +75,7 @@ impl Default for Config {
             admin: Admin::default(),
             health: Health::default(),
             feed: Feed::default(),
+            alerts: Alerts::default(),
             ledger: Ledger::default(),
             limits: Limits::default(),
         }

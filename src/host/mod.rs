@@ -11,6 +11,7 @@ pub mod signals;
 pub mod space;
 pub mod systemd;
 pub mod upgrade;
+pub mod usage;
 
 pub use crate::telemetry::resident_bytes as rss;
 pub use clock::SystemClock;

@@ -4,7 +4,7 @@
 mod channel;
 mod events;
 
-pub use channel::{ChannelMetrics, RouteMetrics, retain};
+pub use channel::{ChannelMetrics, RouteMetrics, Tried, arrived, retain, tried};
 pub use events::*;
 
 pub(super) fn touch() {
