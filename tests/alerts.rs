@@ -73,8 +73,10 @@ fn a_route_that_fails_is_one_mail_and_one_post() {
         "{}",
         node.log_tail(30)
     );
-    std::thread::sleep(Duration::from_secs(seconds / 2));
+    // What waits is tried again and again; more need not come for ten minutes.
+    std::thread::sleep(Duration::from_secs((seconds / 2).min(10)));
     let sent = load.stop(Duration::from_secs(20));
+    std::thread::sleep(Duration::from_secs((seconds / 2).saturating_sub(10)));
     // A crash in the middle: nothing is told again.
     let failed = node::metric(
         &node.metrics().lines().filter(|l| !l.contains("delivered")).collect::<Vec<_>>().join("\n"),
@@ -123,12 +125,11 @@ fn a_route_that_fails_is_one_mail_and_one_post() {
     assert!(ids.len() >= 4 && ids.windows(2).all(|w| w[0] < w[1]), "{ids:?}");
 
     // Nothing of a message is told: the harness' patients, ids and bodies; nor the secret and the URL's path.
-    let told = format!("{:?}{:?}{}{}", server.mails(), hook.posted(), node.log(), alerts);
-    for private in ["PID|", "EVERYWOMAN", "of-the-test", "path-secret"] {
-        let inside = told.replace("Bearer of-the-test", "").replace("/alerts/path-secret", "");
-        assert!(!inside.contains(private), "{private}");
+    let posts: Vec<Value> = hook.posted().into_iter().map(|(_, json)| json).collect();
+    let told = format!("{:?}{posts:?}{}{alerts}", server.mails(), node.log());
+    for private in ["PID|", "WILMA", "HARNESS", "of-the-test", "path-secret"] {
+        assert!(!told.contains(private), "{private}");
     }
-    assert!(!node.log().contains("path-secret") && !node.log().contains("of-the-test"));
 }
 
 #[test]

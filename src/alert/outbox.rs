@@ -56,11 +56,6 @@ impl Outbox {
         self.collecting.is_some()
     }
 
-    /// True once when the limit of an hour begins to stand in the way.
-    pub fn newly_held(&mut self, was: bool) -> bool {
-        self.held && !was
-    }
-
     /// Does the limit of an hour stand in the way?
     pub fn held(&self) -> bool {
         self.held

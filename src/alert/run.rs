@@ -92,6 +92,8 @@ struct Runner {
     watch: Watch,
     ways: Vec<Way>,
     sending: FuturesUnordered<Sending>,
+    /// One at most.
+    testing: FuturesUnordered<BoxFuture<'static, ()>>,
     /// Something is to be kept.
     changed: bool,
     keep_failed: bool,
@@ -110,6 +112,7 @@ impl Runner {
             book: Book::new(active),
             ways: ways.collect(),
             sending: FuturesUnordered::new(),
+            testing: FuturesUnordered::new(),
             changed: false,
             keep_failed: false,
             clock,
@@ -135,11 +138,8 @@ impl Runner {
                 () = stop.cancelled() => break,
                 () = tokio::time::sleep_until(wake) => {}
                 Some(done) = self.sending.next(), if !self.sending.is_empty() => self.sent(done),
-                Some(wish) = wished.recv() => {
-                    let all = tokio::time::timeout(TEST, self.test()).await;
-                    // Whoever asked may have gone.
-                    let _ = wish.send(all.unwrap_or_default());
-                }
+                Some(wish) = wished.recv(), if self.testing.is_empty() => self.testing.push(self.test(wish)),
+                Some(()) = self.testing.next(), if !self.testing.is_empty() => {}
             }
         }
         let rest = async {
@@ -216,9 +216,9 @@ impl Runner {
         let now = self.clock.now();
         let active = self.alerts.active();
         for (index, way) in self.ways.iter_mut().enumerate().filter(|(_, way)| !way.busy) {
-            let held = way.outbox.held();
+            let was_held = way.outbox.held();
             let due = way.outbox.due(now, &active, &self.parts.rules, way.receiver.resolved());
-            if way.outbox.newly_held(held) {
+            if way.outbox.held() && !was_held {
                 events::Held { receiver: way.receiver.name(), kind: way.receiver.kind(), limit: self.parts.rules.max_per_hour }
                     .emit();
             }
@@ -268,18 +268,25 @@ impl Runner {
         }
     }
 
-    async fn test(&self) -> Vec<Tested> {
+    /// Sends a test to every receiver and tells who asked what became of it.
+    fn test(&self, wish: TestWish) -> BoxFuture<'static, ()> {
         let (node, domain) = (self.parts.node.clone(), self.parts.domain.clone());
         let notice = Notice { node, domain, ..Notice::test(self.clock.now()) };
-        let all = self.ways.iter().map(|way| async {
-            let (kind, receiver) = (way.receiver.kind(), way.receiver.name().to_owned());
-            let error = match way.receiver.send(&notice).await {
-                Ok(()) => String::new(),
-                Err(error) => error.0,
-            };
-            events::TestSent { kind, receiver: &receiver, arrived: error.is_empty() }.emit();
-            Tested { kind, receiver, arrived: error.is_empty(), error }
-        });
-        futures_util::future::join_all(all).await
+        let receivers: Vec<_> = self.ways.iter().map(|way| way.receiver.clone()).collect();
+        Box::pin(async move {
+            let all = receivers.iter().map(|receiver| async {
+                let (kind, name) = (receiver.kind(), receiver.name().to_owned());
+                let error = match tokio::time::timeout(TEST, receiver.send(&notice)).await {
+                    Ok(Ok(())) => String::new(),
+                    Ok(Err(error)) => error.0,
+                    Err(_) => format!("no answer within {TEST:?}"),
+                };
+                let arrived = error.is_empty();
+                events::TestSent { kind, receiver: &name, arrived }.emit();
+                Tested { kind, receiver: name, arrived, error }
+            });
+            // Whoever asked may have gone.
+            let _ = wish.send(futures_util::future::join_all(all).await);
+        })
     }
 }
