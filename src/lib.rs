@@ -7,7 +7,8 @@
 //! - [`cli`]: one file per subcommand
 //! - [`app`]: the composition root
 //! - [`admin`]: management API, health, metrics
-//! - [`gateway`]: connectors in and out
+//! - [`gateway`]: connectors in and out, receivers of alerts
+//! - [`alert`]: what operators have to know without looking
 //! - [`transport`]: accepted messages to workers
 //! - [`ledger`]: the log of facts and bodies, and the views folded from it
 //! - [`engine`]: accept, dispatch, deliver
@@ -19,6 +20,7 @@
 //! - [`telemetry`]: typed events
 
 pub mod admin;
+pub mod alert;
 pub mod app;
 pub mod channel;
 pub mod cli;

@@ -20,14 +20,18 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("gateway", &["engine", "channel", "message", "telemetry", "config"]),
     ("gateway/inbound", &["engine", "channel", "message", "telemetry", "config"]),
     ("gateway/outbound", &["engine", "channel", "message", "telemetry", "config"]),
-    ("admin", &["gateway", "transport", "ledger", "engine", "channel", "message", "telemetry", "config"]),
+    // Named by its receivers, and read by the management API.
+    ("alert", &["telemetry", "config"]),
+    ("gateway/outbound/notify", &["alert", "gateway/outbound/tls", "channel", "config"]),
+    // The thresholds of the capacity guide are preset's.
+    ("admin", &["alert", "gateway", "transport", "ledger", "engine", "channel", "message", "telemetry", "config", "preset"]),
     // Events name the engine's values.
     ("telemetry", &["engine/fact", "engine/ports", "channel", "message"]),
     // A preset is the layer below the file.
     ("config", &["channel", "message/hl7/charset", "preset"]),
     // Its clock is the engine's.
     ("host", &["telemetry", "engine/ports"]),
-    ("app", &["admin", "gateway", "transport", "ledger", "engine", "channel", "message", "telemetry", "config", "host"]),
+    ("app", &["admin", "alert", "gateway", "transport", "ledger", "engine", "channel", "message", "telemetry", "config", "host"]),
     ("cli", &["app", "admin", "gateway", "ledger", "engine", "channel", "message", "telemetry", "config", "host", "preset"]),
 ];
 
@@ -35,6 +39,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 const BELONGS_TO: &[(&str, &[&str])] = &[
     ("rusqlite", &["ledger"]),
     ("reqwest", &["gateway/outbound", "cli"]),
+    ("lettre", &["gateway/outbound/notify"]),
     ("nix", &["host"]),
     ("rustix", &["host"]),
     ("sd_notify", &["host"]),

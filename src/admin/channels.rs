@@ -3,6 +3,7 @@
 
 use super::{
     AdminState,
+    caching::{if_match, newest},
     error::ApiError,
     extract::{Body, wrong_json},
     files::Tables,
@@ -10,25 +11,40 @@ use super::{
 };
 use crate::{channel::Channel, telemetry::admin::Changed};
 use axum::{
-    Json,
+    Extension, Json,
     extract::{Path, State},
+    response::IntoResponse,
 };
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use serde_json::{Map, Value};
 
 const HINT: &str = "the keys are those of a [[channel]] in channels.d; `route` is the list of routes";
 
 #[utoipa::path(get, path = "/channels", tag = "channels", responses((status = 200, description = "as in channels.d, with `_id`", body = [Object])))]
 /// The channels in force, in the order in which they are asked.
-pub(super) async fn list(State(app): State<App>) -> Result<Json<Vec<Value>>, ApiError> {
-    app.blocking(|state| state.control.channels().iter().map(show).collect::<Result<_, _>>()).await?.map(Json)
+pub(super) async fn list(State(app): State<App>) -> Result<impl IntoResponse, ApiError> {
+    let shown = app.blocking(|state| {
+        let all = state.control.channels().iter().map(show).collect::<Result<Vec<_>, _>>()?;
+        Ok::<_, ApiError>((newest(&state.channels).map(Extension), Json(all)))
+    });
+    shown.await?
 }
 
 #[utoipa::path(get, path = "/channels/{name}", tag = "channels", params(("name" = String, Path)), responses((status = 200, body = Object), (status = 404, body = super::error::ErrorBody)))]
 /// One channel.
-pub(super) async fn get(State(app): State<App>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
-    let found = app.blocking(move |state| state.control.channels().into_iter().find(|c| c.name == name)).await?;
-    show(&found.ok_or_else(|| ApiError::not_found("channel"))?).map(Json)
+pub(super) async fn get(State(app): State<App>, Path(name): Path<String>) -> Result<impl IntoResponse, ApiError> {
+    let shown = app.blocking(move |state| {
+        let found = state.control.channels().into_iter().find(|c| c.name == name);
+        let shown = show(&found.ok_or_else(|| ApiError::not_found("channel"))?)?;
+        Ok::<_, ApiError>((newest(&state.channels).map(Extension), Json(shown)))
+    });
+    shown.await?
+}
+
+/// `If-Match` against the channel in force.
+fn unchanged(state: &AdminState, headers: &HeaderMap, name: &str) -> Result<(), ApiError> {
+    let now = state.control.channels().iter().find(|c| c.name == name).map(show).transpose()?;
+    if_match(headers, now.as_ref().map(|shown| (shown, None)))
 }
 
 #[utoipa::path(post, path = "/channels", tag = "channels", request_body = Object, responses((status = 201, body = Object), (status = 400, body = super::error::ErrorBody), (status = 409, body = super::error::ErrorBody)))]
@@ -47,16 +63,18 @@ pub(super) async fn create(State(app): State<App>, Body(json): Body<Value>) -> R
     Ok((StatusCode::CREATED, Json(shown.await??)))
 }
 
-#[utoipa::path(put, path = "/channels/{name}", tag = "channels", params(("name" = String, Path)), request_body = Object, responses((status = 200, body = Object), (status = 400, body = super::error::ErrorBody), (status = 404, body = super::error::ErrorBody)))]
+#[utoipa::path(put, path = "/channels/{name}", tag = "channels", params(("name" = String, Path)), request_body = Object, responses((status = 200, body = Object), (status = 400, body = super::error::ErrorBody), (status = 404, body = super::error::ErrorBody), (status = 412, description = "`If-Match` names another state", body = super::error::ErrorBody)))]
 /// Changes a channel: what is not given goes back to its default.
 pub(super) async fn update(
     State(app): State<App>,
     Path(name): Path<String>,
+    headers: HeaderMap,
     Body(json): Body<Value>,
 ) -> Result<Json<Value>, ApiError> {
     let channel = read(json, Some(&name))?;
     let _one_at_a_time = app.edit.lock().await;
     let shown = app.blocking(move |state| {
+        unchanged(state, &headers, &channel.name)?;
         let mut channels = state.control.channels();
         let old = channels.iter_mut().find(|c| c.name == channel.name).ok_or_else(|| ApiError::not_found("channel"))?;
         *old = channel.clone();
@@ -65,11 +83,12 @@ pub(super) async fn update(
     Ok(Json(shown.await??))
 }
 
-#[utoipa::path(delete, path = "/channels/{name}", tag = "channels", params(("name" = String, Path)), responses((status = 204), (status = 404, body = super::error::ErrorBody), (status = 409, body = super::error::ErrorBody)))]
+#[utoipa::path(delete, path = "/channels/{name}", tag = "channels", params(("name" = String, Path)), responses((status = 204), (status = 404, body = super::error::ErrorBody), (status = 409, body = super::error::ErrorBody), (status = 412, description = "`If-Match` names another state", body = super::error::ErrorBody)))]
 /// Removes a channel.
-pub(super) async fn remove(State(app): State<App>, Path(name): Path<String>) -> Result<StatusCode, ApiError> {
+pub(super) async fn remove(State(app): State<App>, Path(name): Path<String>, headers: HeaderMap) -> Result<StatusCode, ApiError> {
     let _one_at_a_time = app.edit.lock().await;
     app.blocking(move |state| {
+        unchanged(state, &headers, &name)?;
         let old = state.control.channels();
         let channels: Vec<Channel> = old.iter().filter(|c| c.name != name).cloned().collect();
         if channels.len() == old.len() {

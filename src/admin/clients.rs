@@ -1,7 +1,14 @@
 //! Clients: the ones in force, kept as files in `clients.d`. Credentials go in and never come out: a password is hashed before
 //! it is written, a token likewise.
 
-use super::{AdminState, error::ApiError, extract::Body, files::Tables, shared::App};
+use super::{
+    AdminState,
+    caching::{Hidden, if_match, newest},
+    error::ApiError,
+    extract::Body,
+    files::Tables,
+    shared::App,
+};
 use crate::{
     channel::client::{self, Client, Rate},
     config::clients::{resolve, token_sha256},
@@ -9,10 +16,11 @@ use crate::{
     telemetry::admin::Changed,
 };
 use axum::{
-    Json,
+    Extension, Json,
     extract::{Path, State},
+    response::IntoResponse,
 };
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -34,6 +42,9 @@ pub(super) struct ClientView {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     rate: Option<Rate>,
+    /// An alert begins when it has sent nothing for so long.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    silent_after: Option<String>,
     enabled: bool,
     hie: Credentials,
 }
@@ -78,6 +89,10 @@ pub(super) struct NewClient {
     #[serde(deserialize_with = "given")]
     #[schema(value_type = Option<Object>)]
     rate: Option<Option<Rate>>,
+    /// An alert begins when it has sent nothing for so long, as `1h`.
+    #[serde(deserialize_with = "given")]
+    #[schema(value_type = Option<String>)]
+    silent_after: Option<Option<String>>,
     enabled: Option<bool>,
 }
 
@@ -88,15 +103,39 @@ fn given<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(d: D) -> Result<
 
 #[utoipa::path(get, path = "/clients", tag = "clients", responses((status = 200, body = [ClientView])))]
 /// All clients, without their credentials.
-pub(super) async fn list(State(app): State<App>) -> Json<Vec<ClientView>> {
-    Json(app.state.directory.clients().iter().map(show).collect())
+pub(super) async fn list(State(app): State<App>) -> Result<impl IntoResponse, ApiError> {
+    let shown = app.blocking(|state| {
+        let clients = state.directory.clients();
+        let hidden = Hidden(serde_json::to_vec(&clients).map_err(|_| ApiError::internal())?);
+        let all = Json(clients.iter().map(show).collect::<Vec<_>>());
+        Ok::<_, ApiError>((newest(&state.clients).map(Extension), Extension(hidden), all))
+    });
+    shown.await?
 }
 
 #[utoipa::path(get, path = "/clients/{name}", tag = "clients", params(("name" = String, Path)), responses((status = 200, body = ClientView), (status = 404, body = super::error::ErrorBody)))]
 /// One client, without its credentials.
-pub(super) async fn get(State(app): State<App>, Path(name): Path<String>) -> Result<Json<ClientView>, ApiError> {
-    let clients = app.state.directory.clients();
-    clients.iter().find(|c| c.name == name).map(|c| Json(show(c))).ok_or_else(|| ApiError::not_found("client"))
+pub(super) async fn get(State(app): State<App>, Path(name): Path<String>) -> Result<impl IntoResponse, ApiError> {
+    let shown = app.blocking(move |state| {
+        let clients = state.directory.clients();
+        let client = clients.iter().find(|c| c.name == name).ok_or_else(|| ApiError::not_found("client"))?;
+        Ok::<_, ApiError>((newest(&state.clients).map(Extension), Extension(hidden(client)?), Json(show(client))))
+    });
+    shown.await?
+}
+
+/// What is not shown of a client: a changed password is a change too.
+fn hidden(client: &Client) -> Result<Hidden, ApiError> {
+    serde_json::to_vec(client).map(Hidden).map_err(|_| ApiError::internal())
+}
+
+/// `If-Match` against the client in force.
+fn unchanged(state: &AdminState, headers: &HeaderMap, name: &str) -> Result<(), ApiError> {
+    let clients = state.directory.clients();
+    match clients.iter().find(|c| c.name == name) {
+        Some(client) => if_match(headers, Some((&show(client), Some(hidden(client)?)))),
+        None => if_match(headers, None::<(&ClientView, _)>),
+    }
 }
 
 #[utoipa::path(post, path = "/clients", tag = "clients", request_body = NewClient, responses((status = 201, body = ClientView), (status = 400, body = super::error::ErrorBody), (status = 409, body = super::error::ErrorBody)))]
@@ -122,6 +161,7 @@ pub(super) async fn create(
             certificate: None,
             allow_ips: vec![],
             rate: None,
+            silent_after: None,
             enabled: true,
         };
         put(state, new.onto(base)?, "create")
@@ -134,6 +174,7 @@ pub(super) async fn create(
 pub(super) async fn update(
     State(app): State<App>,
     Path(name): Path<String>,
+    headers: HeaderMap,
     Body(new): Body<NewClient>,
 ) -> Result<Json<ClientView>, ApiError> {
     if [&new.name, &new.client_id].into_iter().flatten().any(|n| *n != name) {
@@ -141,6 +182,7 @@ pub(super) async fn update(
     }
     let _one_at_a_time = app.edit.lock().await;
     let view = app.blocking(move |state| {
+        unchanged(state, &headers, &name)?;
         // From its file, not from the directory, which has resolved the files it refers to.
         let table = files(state).all()?.remove(&name).ok_or_else(|| ApiError::not_found("client"))?;
         let base: Client = table
@@ -151,11 +193,12 @@ pub(super) async fn update(
     Ok(Json(view.await??))
 }
 
-#[utoipa::path(delete, path = "/clients/{name}", tag = "clients", params(("name" = String, Path)), responses((status = 204), (status = 404, body = super::error::ErrorBody)))]
+#[utoipa::path(delete, path = "/clients/{name}", tag = "clients", params(("name" = String, Path)), responses((status = 204), (status = 404, body = super::error::ErrorBody), (status = 412, description = "`If-Match` names another state", body = super::error::ErrorBody)))]
 /// Removes a client.
-pub(super) async fn remove(State(app): State<App>, Path(name): Path<String>) -> Result<StatusCode, ApiError> {
+pub(super) async fn remove(State(app): State<App>, Path(name): Path<String>, headers: HeaderMap) -> Result<StatusCode, ApiError> {
     let _one_at_a_time = app.edit.lock().await;
     app.blocking(move |state| {
+        unchanged(state, &headers, &name)?;
         let old = state.directory.clients();
         let clients: Vec<Client> = old.iter().filter(|c| c.name != name).cloned().collect();
         if clients.len() == old.len() {
@@ -206,6 +249,7 @@ fn show(client: &Client) -> ClientView {
         certificate: client.certificate.clone(),
         allow_ips: client.allow_ips.iter().map(ToString::to_string).collect(),
         rate: client.rate,
+        silent_after: client.silent_after.map(|after| humantime::format_duration(after).to_string()),
         enabled: client.enabled,
         hie: Credentials {
             password: client.password.is_some(),
@@ -238,6 +282,12 @@ impl NewClient {
         }
         client.certificate = self.certificate.unwrap_or(client.certificate);
         client.rate = self.rate.unwrap_or(client.rate);
+        if let Some(after) = self.silent_after {
+            let read = |text: String| {
+                humantime::parse_duration(&text).map_err(|_| ApiError::bad("silent_after is no duration", "write it as \"1h\""))
+            };
+            client.silent_after = after.map(read).transpose()?;
+        }
         client.roles = self.roles.unwrap_or(client.roles);
         client.allow_ips = self.allow_ips.unwrap_or(client.allow_ips);
         client.enabled = self.enabled.unwrap_or(client.enabled);

@@ -4,7 +4,9 @@
 //! a balancer waiting. Resource names and JSON shapes follow OpenHIM's API (<https://openhim.org/docs/api/>), so that
 //! existing scripts keep working; what OpenHIM has no word for is under `hie`.
 
+mod alerts;
 mod auth;
+mod caching;
 mod channels;
 mod clients;
 mod delivery;
@@ -30,7 +32,10 @@ pub use records::{Detail, Hit, Query, Records, RecordsError};
 pub use routes::mounted;
 pub use token::{Token, TokenError};
 
-use crate::engine::{directory::Directory, ports::Control};
+use crate::{
+    alert::Alerts,
+    engine::{directory::Directory, ports::Control},
+};
 use std::{io, net::TcpListener, path::PathBuf, sync::Arc, thread::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
@@ -50,6 +55,8 @@ pub struct AdminState {
     pub token: Token,
     /// What `/status` says about the node.
     pub info: Info,
+    /// The node's alerts.
+    pub alerts: Arc<Alerts>,
     /// Cancelled by `POST /drain`: the node finishes what is in hand and ends.
     pub drain: CancellationToken,
     /// The live feed.

@@ -1,6 +1,6 @@
 //! `/openapi.json`, from the handlers themselves.
 
-use super::{channels, clients, delivery, feed::door, stats, status, tasks, transactions};
+use super::{alerts, channels, clients, delivery, feed::door, stats, status, tasks, transactions};
 use axum::Json;
 use utoipa::{
     Modify, OpenApi,
@@ -18,6 +18,7 @@ use utoipa::{
         channels::list, channels::create, channels::get, channels::update, channels::remove,
         clients::list, clients::create, clients::get, clients::update, clients::remove,
         door::events, stats::sse, stats::system,
+        alerts::list, alerts::test,
     ),
     modifiers(&Schemes),
     security(("token" = []), ("basic" = []))

@@ -1,7 +1,14 @@
 //! Which path is served by what. One table: the router is built from it, and a test holds `/openapi.json` against it.
 
 use super::{
-    auth, channels, clients, delivery, error::ApiError, feed::door, openapi, shared::App, stats, status, tasks, transactions,
+    alerts, auth,
+    caching::{self, Kept, kept},
+    channels, clients, delivery,
+    error::ApiError,
+    feed::door,
+    openapi,
+    shared::App,
+    stats, status, tasks, transactions,
 };
 use axum::{
     Router,
@@ -35,29 +42,31 @@ fn closed() -> Vec<Entry> {
         ("get", "/metrics", get(status::metrics)),
         ("get", "/status", get(status::status)),
         ("post", "/drain", post(status::drain)),
-        ("get", "/openapi.json", get(openapi::document)),
-        ("get", "/transactions", get(transactions::list)),
+        ("get", "/openapi.json", kept(get(openapi::document), Kept::Private)),
+        ("get", "/transactions", kept(get(transactions::list), Kept::Never)),
         ("post", "/transactions/search", post(transactions::search)),
-        ("get", "/transactions/{id}", get(transactions::show)),
+        ("get", "/transactions/{id}", kept(get(transactions::show), Kept::Never)),
         ("get", "/transactions/{id}/body/{part}", get(transactions::body)),
         ("post", "/transactions/{id}/rerun", post(delivery::rerun)),
         ("post", "/transactions/{id}/requeue", post(delivery::requeue)),
         ("post", "/transactions/{id}/discard", post(delivery::discard)),
         ("post", "/tasks", post(tasks::create)),
-        ("get", "/tasks", get(tasks::list)),
-        ("get", "/tasks/{id}", get(tasks::show)),
+        ("get", "/tasks", kept(get(tasks::list), Kept::Private)),
+        ("get", "/tasks/{id}", kept(get(tasks::show), Kept::Private)),
         ("delete", "/tasks/{id}", delete(tasks::cancel)),
-        ("get", "/channels", get(channels::list)),
+        ("get", "/channels", kept(get(channels::list), Kept::Private)),
         ("post", "/channels", post(channels::create)),
-        ("get", "/channels/{name}", get(channels::get)),
+        ("get", "/channels/{name}", kept(get(channels::get), Kept::Private)),
         ("put", "/channels/{name}", put(channels::update)),
         ("delete", "/channels/{name}", delete(channels::remove)),
-        ("get", "/clients", get(clients::list)),
+        ("get", "/clients", kept(get(clients::list), Kept::Private)),
         ("post", "/clients", post(clients::create)),
-        ("get", "/clients/{name}", get(clients::get)),
+        ("get", "/clients/{name}", kept(get(clients::get), Kept::Private)),
         ("put", "/clients/{name}", put(clients::update)),
         ("delete", "/clients/{name}", delete(clients::remove)),
-        ("get", "/routes", get(delivery::routes)),
+        ("get", "/alerts", kept(get(alerts::list), Kept::Private)),
+        ("post", "/alerts/test", post(alerts::test)),
+        ("get", "/routes", kept(get(delivery::routes), Kept::Private)),
         ("post", "/routes/{channel}/{route}/pause", post(delivery::pause)),
         ("post", "/routes/{channel}/{route}/resume", post(delivery::resume)),
         ("get", "/events/{resource}", get(door::events)),
@@ -74,7 +83,9 @@ pub fn mounted() -> Vec<(&'static str, &'static str)> {
 pub(super) fn router(app: App) -> Router {
     let mount =
         |entries: Vec<Entry>| entries.into_iter().fold(Router::new(), |router, (_, path, handler)| router.route(path, handler));
-    let closed = mount(closed()).fallback(nothing_here).layer(middleware::from_fn_with_state(app.clone(), auth::require));
+    let closed = mount(closed()).fallback(nothing_here);
+    let closed = closed.layer(middleware::from_fn_with_state(app.clone(), caching::answer));
+    let closed = closed.layer(middleware::from_fn_with_state(app.clone(), auth::require));
     mount(open())
         .merge(closed)
         .method_not_allowed_fallback(not_this_method)
@@ -83,7 +94,7 @@ pub(super) fn router(app: App) -> Router {
         .with_state(app)
 }
 
-/// Around everything: an answer in time, never kept, never guessed at.
+/// Around everything: an answer in time, kept only where it says so, never guessed at.
 async fn guard(request: Request, next: Next) -> Response {
     let mut response = match tokio::time::timeout(PATIENCE, next.run(request)).await {
         Ok(response) => response,
@@ -94,7 +105,8 @@ async fn guard(request: Request, next: Next) -> Response {
         }
     };
     let headers = response.headers_mut();
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    // What may be kept says so itself.
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));

@@ -2,6 +2,7 @@
 
 use super::{
     AdminState,
+    caching::Seen,
     error::ApiError,
     records::{Detail, Hit, Query, RecordsError},
     tasks::Tasks,
@@ -26,6 +27,8 @@ pub(super) struct Shared {
     pub throttle: Throttle,
     /// Names of channels as they were a moment ago.
     pub known: std::sync::Mutex<Option<(Instant, HashSet<String>)>>,
+    /// When answers changed.
+    pub seen: Seen,
     searches: Semaphore,
 }
 
@@ -40,6 +43,7 @@ impl Shared {
             edit: Mutex::default(),
             throttle: Throttle::new(10, Duration::from_secs(6)),
             known: std::sync::Mutex::default(),
+            seen: Seen::default(),
             searches: Semaphore::new(SEARCHES),
         })
     }

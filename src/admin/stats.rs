@@ -2,9 +2,12 @@
 //! What the guide has no name for is under `hie`.
 
 use super::{error::ApiError, feed::FeedStats, shared::App};
-use crate::telemetry::{
-    self,
-    usage::{self, ChannelLatency, Quantiles, Usage},
+use crate::{
+    preset::{planning, planning::Thresholds},
+    telemetry::{
+        self,
+        usage::{self, ChannelLatency, Quantiles, Usage},
+    },
 };
 use axum::{Json, extract::State};
 use serde::Serialize;
@@ -53,57 +56,58 @@ impl Sse {
 /// From where on a value is a warning (the guide's "warning signs"), and what to do then.
 struct Threshold {
     name: &'static str,
-    limit: f64,
+    limit: fn(&Thresholds) -> f64,
     unit: &'static str,
     action: &'static str,
 }
 
 const SSE: Threshold = Threshold {
     name: "sse",
-    limit: 70.0,
+    limit: |t| t.utilization_percent,
     unit: "percent of the places of the resources listened to",
     action: "raise feed.max_connections_per_resource",
 };
 const BUSIEST: Threshold = Threshold {
     name: "sse-busiest-resource",
-    limit: 70.0,
+    limit: |t| t.utilization_percent,
     unit: "percent of the places of the fullest resource",
     action: "raise feed.max_connections_per_resource, or have its readers use narrower resources",
 };
 const TOTAL: Threshold = Threshold {
     name: "sse-total",
-    limit: 70.0,
+    limit: |t| t.utilization_percent,
     unit: "percent of feed.max_connections",
     action: "raise feed.max_connections; each reader needs a file descriptor",
 };
 const MEMORY: Threshold = Threshold {
     name: "memory",
-    limit: 80.0,
+    limit: |t| t.memory_percent,
     unit: "percent of what there is",
     action: "give the machine or the control group more memory, or lower limits.hot_bodies and feed.max_connections",
 };
 const CPU: Threshold = Threshold {
     name: "cpu",
-    limit: 70.0,
+    limit: |t| t.cpu_percent,
     unit: "percent of the processors, mean of five minutes",
     action: "give the machine more cores, or take a larger preset",
 };
 const P95: Threshold = Threshold {
     name: "p95",
-    limit: 500.0,
+    limit: |t| t.p95_ms,
     unit: "milliseconds until the sender is answered, slowest channel",
     action: "see which channel under hie.channels: in proxy mode look at its upstream, in queue mode at the disk",
 };
-const P99: Threshold = Threshold { name: "p99", limit: 1000.0, ..P95 };
+const P99: Threshold = Threshold { name: "p99", limit: |t| t.p99_ms, ..P95 };
 
 impl Threshold {
     fn judge(&self, value: f64) -> Value {
-        let warning = value >= self.limit;
+        let limit = (self.limit)(&planning().thresholds);
+        let warning = value >= limit;
         json!({
             "name": self.name,
             "status": if warning { "warning" } else { "healthy" },
             "value": rounded(value),
-            "threshold": self.limit,
+            "threshold": limit,
             "unit": self.unit,
             "action": if warning { self.action } else { "" },
         })

@@ -5,13 +5,15 @@ mod body;
 pub(super) use body::*;
 
 use super::{
+    caching::Changed,
     error::ApiError,
     extract::{Body, Id, Params},
     filter::{Representation, Search},
     shared::{App, from_records},
     view::{Transaction, build},
 };
-use axum::{Json, extract::State};
+use axum::{Extension, Json, extract::State, response::IntoResponse};
+use std::time::{Duration, UNIX_EPOCH};
 
 /// Of each body, in one transaction and in a list.
 const SHOWN: usize = 256 * 1024;
@@ -58,8 +60,10 @@ async fn find(app: App, search: Search) -> Result<Json<Vec<Transaction>>, ApiErr
 #[utoipa::path(get, path = "/transactions/{id}", tag = "transactions", params(("id" = String, Path)),
     responses((status = 200, body = Transaction), (status = 404, body = super::error::ErrorBody)))]
 /// One transaction: request, response, every step, every attempt. Bodies to 256 KiB.
-pub(super) async fn show(State(app): State<App>, Id(id): Id) -> Result<Json<Transaction>, ApiError> {
+pub(super) async fn show(State(app): State<App>, Id(id): Id) -> Result<impl IntoResponse, ApiError> {
     let detail = app.detail(id).await?;
     let children = app.children(id).await?;
-    Ok(Json(build(id, &detail, Some(children), Representation::Full, &app.state.records, SHOWN).await))
+    let last = detail.facts.iter().filter_map(|(_, fact)| u64::try_from(fact.at).ok()).max();
+    let changed = last.map(|ms| Extension(Changed(UNIX_EPOCH + Duration::from_millis(ms))));
+    Ok((changed, Json(build(id, &detail, Some(children), Representation::Full, &app.state.records, SHOWN).await)))
 }

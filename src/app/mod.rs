@@ -1,5 +1,6 @@
 //! The composition root: configuration to a running node, until it is drained. The only module that knows every part.
 
+mod alerts;
 mod drain;
 mod feed;
 mod instances;
@@ -182,10 +183,12 @@ impl Node {
         let (drain, stop_admin) = (CancellationToken::new(), CancellationToken::new());
         let feed =
             Feed::start(ledger.clone(), config.feed.clone(), host::background).context("the live feed cannot be started")?;
-        let admin = {
-            let shown = store::Shown { engine: &engine, directory: &directory, ledger: &ledger, feed: &feed };
+        let (alerts, told) = alerts::spawn(config, &engine, &directory, &ledger, &feed, &stop_admin)?;
+        let mut admin = {
+            let shown = store::Shown { engine: &engine, directory: &directory, ledger: &ledger, feed: &feed, alerts: &alerts };
             store::serve_admin(config, listeners, &shown, &drain, &stop_admin)?
         };
+        admin.push(told);
         let shared = Shared {
             intake: engine.clone(),
             open: ports(config, listeners).map_err(StartError::Config)?,

@@ -2,6 +2,7 @@
 
 use crate::{
     admin::{self, AdminState, Info, Token, feed::Feed},
+    alert::Alerts,
     config::Config,
     engine::{Engine, directory::Directory, ports::Control, resend::ResendWindow},
     host::{self, listeners::Listeners},
@@ -54,6 +55,7 @@ pub(super) struct Shown<'a> {
     pub directory: &'a Arc<Directory>,
     pub ledger: &'a Arc<Ledger>,
     pub feed: &'a Arc<Feed>,
+    pub alerts: &'a Arc<Alerts>,
 }
 
 /// Starts health and the management API, each on its own thread.
@@ -64,7 +66,7 @@ pub(super) fn serve_admin(
     drain: &CancellationToken,
     stop: &CancellationToken,
 ) -> anyhow::Result<Vec<JoinHandle<()>>> {
-    let Shown { engine, directory, ledger, feed } = shown;
+    let Shown { engine, directory, ledger, feed, alerts } = shown;
     let mut threads = Vec::new();
     // Before anything says that the node is ready: who waits for that may ask the management API next.
     let file = config.admin.token_file.clone().unwrap_or_else(|| config.node.store.join("admin-token"));
@@ -86,6 +88,7 @@ pub(super) fn serve_admin(
                 domain: config.node.domain.clone(),
                 version: env!("CARGO_PKG_VERSION").into(),
             },
+            alerts: Arc::clone(alerts),
             drain: drain.clone(),
             feed: Arc::clone(feed),
         };

@@ -47,6 +47,9 @@ pub fn check(channel: &Channel) -> Vec<Fault> {
     if channel.max_body.is_some_and(|size| size.as_u64() == 0) {
         fault(Place::Name, "max_body is 0: nothing could be taken; leave it out for the node's limit".into());
     }
+    if channel.silent_after.is_some_and(|after| after.is_zero()) {
+        fault(Place::Name, "silent_after is 0: the alert would never end; leave it out for none".into());
+    }
     if channel.allow.iter().any(|client| client.trim().is_empty()) {
         fault(Place::Name, "allow has an empty client name; leave allow out to let every client in".into());
     }

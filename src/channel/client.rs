@@ -15,7 +15,7 @@
 
 use argon2::password_hash::PasswordHash;
 use serde::{Deserialize, Serialize};
-use std::{fmt, path::PathBuf};
+use std::{fmt, path::PathBuf, time::Duration};
 
 /// The name of senders that show no credential where none is asked for.
 pub const ANONYMOUS: &str = "anonymous";
@@ -50,6 +50,9 @@ pub struct Client {
     /// How fast it may send; absent: as fast as the node takes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<Rate>,
+    /// An alert begins when it has sent nothing for so long; absent: it may be silent for ever.
+    #[serde(default, with = "humantime_serde", skip_serializing_if = "Option::is_none")]
+    pub silent_after: Option<Duration>,
     /// Refused whatever it shows when false.
     #[serde(default = "yes")]
     pub enabled: bool,

@@ -69,6 +69,9 @@ pub struct Channel {
     /// Largest body in bytes; the node's limit when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_body: Option<bytesize::ByteSize>,
+    /// An alert begins when no message has come for so long; absent: it may be silent for ever.
+    #[serde(default, with = "humantime_serde", skip_serializing_if = "Option::is_none")]
+    pub silent_after: Option<Duration>,
     /// Proxy mode: the upstream is idempotent, an interrupted request may be sent again after a restart.
     #[serde(default)]
     pub idempotent: bool,

@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand.
 
+mod alert;
 mod channel;
 mod check;
 mod client;
@@ -56,6 +57,8 @@ enum Command {
     #[command(subcommand)]
     Route(route::RouteCommand),
     #[command(subcommand)]
+    Alert(alert::AlertCommand),
+    #[command(subcommand)]
     Channel(channel::ChannelCommand),
     #[command(subcommand)]
     Client(clients::ClientCommand),
@@ -109,6 +112,7 @@ impl Cli {
             Command::Sink(args) => return Ok(sink::main(args)),
             Command::Tx(command) => transactions::main(command),
             Command::Route(command) => route::main(command),
+            Command::Alert(command) => alert::main(command),
             Command::Channel(command) => channel::main(command),
             Command::Client(command) => clients::main(command),
             Command::Preset(command) => preset::main(command),

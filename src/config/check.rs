@@ -29,6 +29,7 @@ pub(super) fn values(config: &Config, origins: &Origins) -> Found {
     check.ranges(config);
     check.tls(config);
     check.exposure(config);
+    check.alerts(config);
     check.found
 }
 
@@ -50,11 +51,12 @@ impl Found {
                 check.problem(&format!("file.{i}.directory"), text);
             }
         }
+        check.alert_files(config);
         check.found
     }
 }
 
-struct Check<'a> {
+pub(super) struct Check<'a> {
     origins: &'a Origins,
     found: Found,
 }
@@ -64,7 +66,7 @@ impl Check<'_> {
         self.origins.place(&key.split('.').map(str::to_owned).collect::<Vec<_>>())
     }
 
-    fn problem(&mut self, key: &str, text: impl AsRef<str>) {
+    pub(super) fn problem(&mut self, key: &str, text: impl AsRef<str>) {
         let place = self.place(key);
         self.found.problems.push(Problem::new(place, format!("{key}: {}", text.as_ref())));
     }
@@ -74,7 +76,7 @@ impl Check<'_> {
         self.found.warnings.push(Problem::new(place, format!("{key}: {}", text.as_ref())));
     }
 
-    fn readable(&mut self, key: &str, path: &Path) {
+    pub(super) fn readable(&mut self, key: &str, path: &Path) {
         if let Err(e) = std::fs::File::open(path) {
             self.problem(key, format!("{} cannot be read: {e}", path.display()));
         }
@@ -112,7 +114,7 @@ impl Check<'_> {
         }
     }
 
-    fn time(&mut self, key: &str, value: Duration, least: Duration, most: Duration) {
+    pub(super) fn time(&mut self, key: &str, value: Duration, least: Duration, most: Duration) {
         if value < least || value > most {
             let (value, least, most) =
                 (humantime::format_duration(value), humantime::format_duration(least), humantime::format_duration(most));
@@ -126,7 +128,7 @@ impl Check<'_> {
         }
     }
 
-    fn count(&mut self, key: &str, value: usize, least: usize, most: usize) {
+    pub(super) fn count(&mut self, key: &str, value: usize, least: usize, most: usize) {
         if value < least || value > most {
             self.problem(key, format!("{value} is not within {least} to {most}"));
         }

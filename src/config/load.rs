@@ -206,7 +206,7 @@ fn problem(layers: &[Layer], origins: &Origins, path: &[String], kind: &Kind) ->
             return Problem::new(at_key.unwrap_or(place), nearest::unknown(word, &section, known));
         }
         Kind::InvalidType(found, expected) | Kind::InvalidValue(found, expected) => {
-            let list = variables::LISTS.contains(&key.as_str()) && expected == "a sequence";
+            let list = variables::LISTS.iter().any(|list| list.join(".") == key) && expected == "a sequence";
             let hint = match expected.as_str() {
                 _ if list => format!("; write [[{key}]], one such table for each"),
                 "a duration" => "; write it with its unit, such as \"30s\" or \"24h\"".into(),
@@ -268,5 +268,27 @@ fn resolve(config: &mut Config, origins: &Origins, file: Option<&Path>, state_ho
     }
     for (i, watched) in config.file.iter_mut().enumerate() {
         relative(&mut watched.directory, &format!("file.{i}.directory"));
+    }
+    for (i, hook) in config.alerts.webhook.iter_mut().enumerate() {
+        let key = |name: &str| format!("alerts.webhook.{i}.{name}");
+        for (name, path) in [("url_file", &mut hook.url_file), ("ca", &mut hook.ca)] {
+            if let Some(path) = path {
+                relative(path, &key(name));
+            }
+        }
+        for (name, value) in &mut hook.headers {
+            if let Some(file) = value.strip_prefix("file:") {
+                let mut path = PathBuf::from(file);
+                relative(&mut path, &key(&format!("headers.{name}")));
+                *value = format!("file:{}", path.display());
+            }
+        }
+    }
+    for (i, mail) in config.alerts.mail.iter_mut().enumerate() {
+        for (name, path) in [("ca", &mut mail.ca), ("password_file", &mut mail.password_file)] {
+            if let Some(path) = path {
+                relative(path, &format!("alerts.mail.{i}.{name}"));
+            }
+        }
     }
 }

@@ -4,8 +4,10 @@
 //! [`parse`] one text alone; both tell every mistake at once, each with its place.
 
 mod admin;
+mod alerts;
 pub mod channels;
 mod check;
+mod check_alerts;
 pub mod clients;
 mod error;
 mod feed;
@@ -28,6 +30,7 @@ mod variables;
 mod tests;
 
 pub use admin::{Admin, Health};
+pub use alerts::{Alerts, Mail, MailTls, Webhook};
 pub use error::{ConfigError, Problem};
 pub use feed::Feed;
 pub use file::WatchedFolder;
@@ -58,6 +61,7 @@ pub struct Config {
     pub admin: Admin,
     pub health: Health,
     pub feed: Feed,
+    pub alerts: Alerts,
     pub ledger: Ledger,
     pub limits: Limits,
 }
@@ -72,6 +76,7 @@ impl Default for Config {
             admin: Admin::default(),
             health: Health::default(),
             feed: Feed::default(),
+            alerts: Alerts::default(),
             ledger: Ledger::default(),
             limits: Limits::default(),
         }

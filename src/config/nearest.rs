@@ -1,6 +1,6 @@
 //! The nearest known key to one that is not known.
 
-use super::{Config, ServerTls, WatchedFolder};
+use super::{Config, Mail, ServerTls, WatchedFolder, Webhook};
 use figment::value::{Dict, Value};
 
 /// The candidate most like `word`, whatever the case of either, with its likeness from 0 to 1.
@@ -35,6 +35,8 @@ pub(super) fn unknown(word: &str, section: &str, known: &[&str]) -> String {
 pub(super) fn everywhere() -> Vec<(String, String)> {
     let mut config = Config { file: vec![WatchedFolder::default()], ..Config::default() };
     config.http.tls = Some(ServerTls::default());
+    config.alerts.webhook = vec![Webhook::default()];
+    config.alerts.mail = vec![Mail::default()];
     let mut keys = Vec::new();
     if let Ok(Value::Dict(_, dict)) = Value::serialize(&config) {
         collect(&dict, "", &mut keys);

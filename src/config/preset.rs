@@ -39,7 +39,7 @@ pub(super) fn layer(tier: &Tier, above: &mut [Layer]) -> Layer {
     for (section, keys) in &tier.node {
         let serde_json::Value::Object(keys) = keys else { continue };
         let mut dict = Dict::new();
-        let list = LISTS.contains(&section.as_str());
+        let list = LISTS.contains(&[section.as_str()].as_slice());
         for (key, given) in keys {
             dict.insert(key.clone(), value(given));
             let mut path = vec![section.clone(), key.clone()];

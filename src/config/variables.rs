@@ -3,14 +3,14 @@
 use super::{
     Flag, Origin,
     error::Problem,
-    layer::{Layer, MAX_DEPTH, insert, string},
+    layer::{self, Layer, MAX_DEPTH, insert, string},
     nearest::{everywhere, nearest},
 };
 use figment::value::{Dict, Tag, Value};
 use std::ffi::{OsStr, OsString};
 
 /// Sections that are lists of tables in the file: a variable or flag sets the only one.
-pub(super) const LISTS: [&str; 2] = ["mllp", "file"];
+pub(super) const LISTS: [&[&str]; 4] = [&["mllp"], &["file"], &["alerts", "webhook"], &["alerts", "mail"]];
 
 /// Reads the variables of the process. Others than `HIE_*__*` are not looked at.
 /// Returns the layer, mistakes, and warnings about names that look like a slip.
@@ -60,28 +60,27 @@ fn set(layer: &mut Layer, key: &str, separator: &str, text: &str, place: Origin,
         problems.push(Problem::new(place, "sets no known key: too many parts"));
         return;
     }
-    if let Some(list) = LISTS.into_iter().find(|list| path[0] == *list).filter(|_| path.len() > 1) {
-        let others = below.values.get(list);
-        match others {
-            Some(Value::Array(_, items)) if items.len() > 1 => {
-                problems.push(Problem::new(
-                    place,
-                    format!("sets the only [[{list}]], but {} has {} of them", below.name, items.len()),
-                ));
-                return;
-            }
-            _ => path.insert(1, "0".into()),
+    let list = LISTS.into_iter().find(|list| path.len() > list.len() && path.iter().zip(*list).all(|(p, l)| p == l));
+    if let Some(list) = list {
+        let place_of: Vec<String> = list.iter().map(|part| (*part).to_owned()).collect();
+        let mut others = below.values.clone();
+        let others = match layer::get_mut(&mut others, &place_of) {
+            Some(Value::Array(_, items)) => std::mem::take(items),
+            _ => Vec::new(),
+        };
+        if others.len() > 1 {
+            let text = format!("sets the only [[{}]], but {} has {} of them", list.join("."), below.name, others.len());
+            problems.push(Problem::new(place, text));
+            return;
         }
-        let first = layer.values.entry(list.to_owned()).or_insert_with(|| {
-            let given = match others {
-                Some(Value::Array(_, items)) => items.first().cloned(),
-                _ => None,
-            };
-            Value::Array(Tag::Default, vec![given.unwrap_or_else(|| Value::Dict(Tag::Default, Dict::new()))])
-        });
-        if let Value::Array(_, items) = first
+        path.insert(list.len(), "0".into());
+        if layer::get_mut(&mut layer.values, &place_of).is_none() {
+            let given = others.into_iter().next().unwrap_or_else(|| Value::Dict(Tag::Default, Dict::new()));
+            insert(&mut layer.values, &place_of, Value::Array(Tag::Default, vec![given]));
+        }
+        if let Some(Value::Array(_, items)) = layer::get_mut(&mut layer.values, &place_of)
             && let Some(Value::Dict(_, dict)) = items.first_mut()
-            && insert(dict, &path[2..], string(text))
+            && insert(dict, &path[list.len() + 1..], string(text))
         {
             layer.places.insert(path, place);
             return;

@@ -156,6 +156,7 @@ impl Engine {
         {
             return Err((Refusal::RateLimited { retry_after }, Box::new(envelope), storage));
         }
+        self.parts.directory.heard(&arrival.client);
         envelope.http = arrival.http.take();
         let metrics = in_force.metrics.get(&channel.channel.name).cloned();
         let direct = in_force.direct.get(&channel.channel.name).cloned();

@@ -25,7 +25,7 @@ use compile::{Compiled, Known};
 use governor::clock::Clock;
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 use throttle::Gate;
@@ -107,6 +107,21 @@ impl Directory {
         let compiled = self.compiled.load();
         let Some(limiter) = compiled.by_name(client).and_then(|known| known.limiter.as_ref()) else { return Ok(()) };
         limiter.check().map_err(|until| until.wait_time_from(limiter.clock().now()))
+    }
+
+    /// The client sent a message: noted where its silence is to be told of ([`Client::silent_after`]).
+    pub fn heard(&self, client: &str) {
+        let compiled = self.compiled.load();
+        if compiled.watched
+            && let Some(known) = compiled.by_name(client)
+        {
+            known.sent.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// The clients whose silence is to be told of: name, after how long, and how many messages each has sent since the start.
+    pub fn watched(&self) -> Vec<(String, Duration, u64)> {
+        self.compiled.load().sent()
     }
 
     /// May the client use a channel with this `allow` list of names and roles? An empty list lets everybody in.

@@ -1,9 +1,7 @@
 //! What this process may use: the machine, and the limits of its control group (version 1 and 2).
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use crate::telemetry::cgroup::{folders, limit, quota};
+use std::{fs, path::Path};
 
 /// Cores and memory.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -35,8 +33,7 @@ fn read(root: &Path, cores: f64) -> Resources {
         folders.iter().filter_map(|folder| limit(folder)).reduce(f64::min)
     };
     let core_limit = least("cpu", &quota);
-    let memory_limit =
-        least("memory", &memory).map(|bytes| bytes as u64).filter(|limit| total.is_none_or(|total| *limit < total));
+    let memory_limit = least("memory", &limit).map(|bytes| bytes as u64).filter(|limit| total.is_none_or(|total| *limit < total));
     let memory = [total, memory_limit].into_iter().flatten().min().unwrap_or(0);
     Resources { cores: core_limit.map_or(cores, |limit| cores.min(limit)), memory, core_limit, memory_limit }
 }
@@ -45,60 +42,6 @@ fn read(root: &Path, cores: f64) -> Resources {
 fn memory_total(meminfo: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
-}
-
-/// The folders of the process's group of a controller and of those above it, for either version: proc_pid_mountinfo(5),
-/// cgroups(7).
-fn folders(root: &Path, mounts: &str, groups: &str, controller: &str) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for line in groups.lines() {
-        let mut fields = line.splitn(3, ':');
-        let (Some(_), Some(controllers), Some(group)) = (fields.next(), fields.next(), fields.next()) else { continue };
-        let unified = controllers.is_empty();
-        if !unified && !controllers.split(',').any(|c| c == controller) {
-            continue;
-        }
-        for mount in mounts.lines() {
-            let Some((own, kind)) = mount.split_once(" - ") else { continue };
-            let own: Vec<&str> = own.split(' ').collect();
-            let (Some(base), Some(at)) = (own.get(3), own.get(4)) else { continue };
-            let kind: Vec<&str> = kind.split(' ').collect();
-            let right = match kind.first() {
-                Some(&"cgroup2") => unified,
-                Some(&"cgroup") => !unified && kind.get(2).is_some_and(|options| options.split(',').any(|o| o == controller)),
-                _ => false,
-            };
-            if !right {
-                continue;
-            }
-            let top = root.join(at.trim_start_matches('/'));
-            // In a container the mount may show a part of the tree only, and the path may be outside of it.
-            let below = Path::new(group).strip_prefix(base).unwrap_or(Path::new(""));
-            let deepest = top.join(below.strip_prefix("/").unwrap_or(below));
-            found.extend(deepest.ancestors().take_while(|folder| folder.starts_with(&top)).map(Path::to_owned));
-        }
-    }
-    found
-}
-
-/// The quota of one group in cores; `None` without.
-fn quota(folder: &Path) -> Option<f64> {
-    let text = |name: &str| fs::read_to_string(folder.join(name)).ok();
-    let (quota, period) = match text("cpu.max") {
-        Some(max) => {
-            let mut fields = max.split_whitespace();
-            (fields.next()?.parse::<f64>().ok()?, fields.next()?.parse::<f64>().ok()?)
-        }
-        None => (text("cpu.cfs_quota_us")?.trim().parse().ok()?, text("cpu.cfs_period_us")?.trim().parse().ok()?),
-    };
-    (quota > 0.0 && period > 0.0).then_some(quota / period)
-}
-
-/// The memory limit of one group in bytes; `None` without.
-fn memory(folder: &Path) -> Option<f64> {
-    let text = |name: &str| fs::read_to_string(folder.join(name)).ok();
-    // Where there is no limit version 2 says "max", version 1 a number larger than any machine.
-    text("memory.max").or_else(|| text("memory.limit_in_bytes"))?.trim().parse().ok()
 }
 
 #[cfg(test)]

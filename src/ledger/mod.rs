@@ -289,6 +289,11 @@ impl Ledger {
         }
     }
 
+    /// Its size on disk in bytes, as last measured; asks nothing of the disk.
+    pub fn bytes(&self) -> u64 {
+        self.core.disk_bytes.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
     /// How large it is and how far the views are. Blocks: reads from disk.
     pub fn stats(&self) -> Stats {
         stats::stats(&self.core)

@@ -4,7 +4,7 @@
 mod channel;
 mod events;
 
-pub use channel::{ChannelMetrics, RouteMetrics, all as channels, retain};
+pub use channel::{ChannelMetrics, RouteMetrics, Tried, all as channels, arrived, retain, tried};
 pub use events::*;
 
 pub(super) fn touch() {

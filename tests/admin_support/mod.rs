@@ -373,6 +373,7 @@ impl Node {
             clients: folder.path().join("clients.d"),
             token: Token::new(TOKEN),
             info: Info { node: "n1".into(), domain: "default".into(), version: "0.0.0".into() },
+            alerts: Arc::new(hie::alert::Alerts::none()),
             drain: drain.clone(),
             feed: feed.clone(),
         };

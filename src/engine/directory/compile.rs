@@ -11,7 +11,10 @@ use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
     num::NonZeroU32,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -20,6 +23,8 @@ pub(super) struct Known {
     pub name: Arc<str>,
     pub client: Client,
     pub limiter: Option<Arc<DefaultDirectRateLimiter>>,
+    /// Messages since the start; counted where `silent_after` is given.
+    pub sent: Arc<AtomicU64>,
 }
 
 /// All of them.
@@ -28,12 +33,20 @@ pub(super) struct Compiled {
     tokens: HashMap<[u8; 32], Arc<Known>>,
     fingerprints: HashMap<[u8; 32], Arc<Known>>,
     common_names: HashMap<String, Arc<Known>>,
+    /// Is any client's silence to be told of?
+    pub watched: bool,
 }
 
 impl Compiled {
     pub fn new(clients: Vec<Client>, before: Option<&Compiled>) -> Result<Self, DirectoryError> {
-        let mut out =
-            Self { names: HashMap::new(), tokens: HashMap::new(), fingerprints: HashMap::new(), common_names: HashMap::new() };
+        let watched = clients.iter().any(|c| c.silent_after.is_some());
+        let mut out = Self {
+            names: HashMap::new(),
+            tokens: HashMap::new(),
+            fingerprints: HashMap::new(),
+            common_names: HashMap::new(),
+            watched,
+        };
         for client in clients {
             client::check(&client).map_err(DirectoryError)?;
             out.add(client, before)?;
@@ -52,7 +65,8 @@ impl Compiled {
             (Some(rate), Some(old)) if old.client.rate == Some(rate) => old.limiter.clone(),
             (Some(rate), _) => Some(Arc::new(limiter(rate))),
         };
-        let known = Arc::new(Known { name: name.clone(), limiter, client });
+        let sent = old.map(|old| old.sent.clone()).unwrap_or_default();
+        let known = Arc::new(Known { name: name.clone(), limiter, sent, client });
         let twice = |what: &str, other: &Known| {
             Err(DirectoryError(format!("clients \"{}\" and \"{name}\" have the same {what}; each needs its own", other.name)))
         };
@@ -79,6 +93,13 @@ impl Compiled {
     pub fn clients(&self) -> Vec<Client> {
         let sorted: BTreeMap<_, _> = self.names.iter().collect();
         sorted.into_values().map(|known| known.client.clone()).collect()
+    }
+
+    /// Clients whose silence is to be told of, and how many messages each has sent.
+    pub fn sent(&self) -> Vec<(String, Duration, u64)> {
+        let watched = self.names.values().filter(|known| known.client.enabled);
+        let one = |known: &Arc<Known>| Some((known.name.to_string(), known.client.silent_after?, known.sent.load(Relaxed)));
+        watched.filter_map(one).collect()
     }
 
     pub fn by_name(&self, name: &str) -> Option<&Arc<Known>> {

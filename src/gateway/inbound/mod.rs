@@ -5,6 +5,7 @@
 //! - [`http`]: HTTP/1.1 and 2, plain and TLS
 //! - [`folder`]: watched folders
 //! - [`tls`]: TLS as a server
+//! - [`expiry`]: when its certificates end
 //! - [`connections`]: the table of open connections, shared by all accepting instances
 //!
 //! Each accepting instance calls `serve` with a listener of its own inside its own runtime; what the instances
@@ -13,6 +14,7 @@
 mod accept;
 pub mod connections;
 mod drain;
+pub mod expiry;
 pub mod folder;
 pub mod http;
 pub mod mllp;

@@ -1,10 +1,12 @@
 //! Outbound gateways: HTTP, MLLP, files, and the balancing over targets. They carry bytes and report what came
 //! back; whether that means delivered, again or parked is the engine's to judge.
+//! [`notify`] carries alerts to those who want to hear of them.
 
 pub mod balance;
 mod file;
 mod http;
 pub(crate) mod mllp;
+pub mod notify;
 pub mod tls;
 
 use crate::{

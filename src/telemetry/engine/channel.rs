@@ -44,6 +44,7 @@ struct Families {
     pending: Family<OfRoute, Gauge>,
     parked: Family<OfRoute, Gauge>,
     paused: Family<OfRoute, Gauge>,
+    oldest: Family<OfRoute, Gauge>,
 }
 
 static FAMILIES: LazyLock<Families> = LazyLock::new(|| Families {
@@ -66,6 +67,11 @@ static FAMILIES: LazyLock<Families> = LazyLock::new(|| Families {
     pending: register("route_pending", "Messages waiting on a route, those in delivery included.", Family::default()),
     parked: register("route_parked", "Messages set aside on a route.", Family::default()),
     paused: register("route_paused", "1 while an operator holds the route.", Family::default()),
+    oldest: register(
+        "route_oldest_seconds",
+        "Age of the oldest message that waits on a route; 0: none waits.",
+        Family::default(),
+    ),
 });
 
 static KNOWN: Mutex<BTreeMap<String, Arc<ChannelMetrics>>> = Mutex::new(BTreeMap::new());
@@ -107,6 +113,8 @@ pub struct RouteMetrics {
     pub parked: Gauge,
     /// 1 while held by an operator.
     pub paused: Gauge,
+    /// Age of the oldest message waiting, in seconds.
+    pub oldest: Gauge,
 }
 
 impl ChannelMetrics {
@@ -149,6 +157,7 @@ impl ChannelMetrics {
             pending: f.pending.get_or_create_owned(&of),
             parked: f.parked.get_or_create_owned(&of),
             paused: f.paused.get_or_create_owned(&of),
+            oldest: f.oldest.get_or_create_owned(&of),
             channel: of.channel,
             route: of.route,
         });
@@ -187,6 +196,40 @@ impl RouteMetrics {
 /// The metrics of all channels, by name.
 pub fn all() -> Vec<Arc<ChannelMetrics>> {
     KNOWN.lock().unwrap_or_else(|e| e.into_inner()).values().cloned().collect()
+}
+
+/// What was counted of a route's attempts since it is configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tried {
+    /// Full channel name.
+    pub channel: String,
+    /// Route name.
+    pub route: String,
+    /// Attempts.
+    pub attempts: u64,
+    /// Those that delivered nothing: to be retried, parked or failed.
+    pub failed: u64,
+}
+
+/// Attempts of every route in force.
+pub fn tried() -> Vec<Tried> {
+    let known = KNOWN.lock().unwrap_or_else(|e| e.into_inner());
+    let mut all = Vec::new();
+    for metrics in known.values() {
+        let routes = metrics.routes.lock().unwrap_or_else(|e| e.into_inner());
+        all.extend(routes.values().map(|route| {
+            let failed = route.attempts[1..].iter().map(Counter::get).sum();
+            let attempts = route.attempts[0].get() + failed;
+            Tried { channel: route.channel.clone(), route: route.route.clone(), attempts, failed }
+        }));
+    }
+    all
+}
+
+/// Messages that came to every channel in force, resends included, by its name.
+pub fn arrived() -> BTreeMap<String, u64> {
+    let known = KNOWN.lock().unwrap_or_else(|e| e.into_inner());
+    known.iter().map(|(name, m)| (name.clone(), m.accepted.get() + m.resent.get())).collect()
 }
 
 /// Drops the metrics of channels and routes that are configured no more. Called when channels were swapped, with every
@@ -228,7 +271,7 @@ fn forget_route(channel: &str, route: &str) {
         f.attempts.remove(&OfAttempt { channel: channel.into(), route: route.into(), outcome });
     }
     f.delivery.remove(&of);
-    for family in [&f.pending, &f.parked, &f.paused] {
+    for family in [&f.pending, &f.parked, &f.paused, &f.oldest] {
         family.remove(&of);
     }
 }

@@ -301,6 +301,7 @@ impl RouteQueue {
             worker.metrics.pending.set(i64::try_from(state.lanes.len() as u64 - held).unwrap_or(i64::MAX));
             worker.metrics.parked.set(i64::try_from(parked).unwrap_or(i64::MAX));
             worker.metrics.paused.set(i64::from(state.paused));
+            worker.metrics.oldest.set(oldest.map_or(0, |at| (now_ms - at).max(0) / 1000));
         }
         RouteStatus {
             channel: self.channel.to_string(),

@@ -1,0 +1,188 @@
+//! Alerts by mail: SMTP (RFC 5321) with STARTTLS or TLS; a plain text that says what is wrong and what to do next.
+
+use super::{secret, timestamp};
+use crate::{
+    alert::{
+        Alert, Notice,
+        ports::{NotSent, Receiver},
+    },
+    config::{self, MailTls},
+};
+use futures_util::future::BoxFuture;
+use lettre::{
+    AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor,
+    message::{Mailbox, header},
+    transport::smtp::{
+        authentication::Credentials,
+        client::{Certificate, CertificateStore, Tls, TlsParameters},
+        extension::ClientId,
+    },
+};
+use std::{
+    fmt::Write,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// One mail server with its recipients.
+pub(super) struct Mail {
+    host: String,
+    port: u16,
+    tls: Tls,
+    login: Option<(String, PathBuf)>,
+    from: Mailbox,
+    to: Vec<Mailbox>,
+    /// How the node calls itself.
+    hello: String,
+    name: String,
+    timeout: Duration,
+    resolved: bool,
+}
+
+impl Mail {
+    pub fn new(index: usize, config: &config::Mail, node: &str) -> Result<Self, String> {
+        let (host, port) = config.server().ok_or("smtp is no mail server; write \"host:port\"")?;
+        let address = |text: &str| text.parse::<Mailbox>().map_err(|e| format!("\"{text}\" is no mail address: {e}"));
+        let tls = match config.tls {
+            MailTls::None => Tls::None,
+            MailTls::Starttls => Tls::Required(parameters(host, config.ca.as_deref())?),
+            MailTls::Tls => Tls::Wrapper(parameters(host, config.ca.as_deref())?),
+        };
+        let hello: String = node.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.')).take(63).collect();
+        Ok(Self {
+            host: host.to_owned(),
+            port,
+            tls,
+            login: config.username.clone().zip(config.password_file.clone()),
+            from: address(&config.from)?,
+            to: config.to.iter().map(|to| address(to)).collect::<Result<_, _>>()?,
+            hello: if hello.is_empty() { "hie".into() } else { hello },
+            name: format!("{host}:{port} ({index})"),
+            timeout: config.timeout,
+            resolved: config.resolved,
+        })
+    }
+
+    fn message(&self, notice: &Notice) -> Result<Message, NotSent> {
+        let mut builder = Message::builder()
+            .from(self.from.clone())
+            .subject(notice.subject())
+            // The same again for the same notification: where a lost answer made a second mail, it can be told.
+            .message_id(Some(format!("<{}@{}>", notice.id, self.hello)))
+            .header(Automatic)
+            .header(header::ContentType::TEXT_PLAIN);
+        for to in &self.to {
+            builder = builder.to(to.clone());
+        }
+        builder.body(text(notice)).map_err(|e| NotSent(format!("the mail cannot be written: {e}")))
+    }
+
+    async fn post(&self, notice: &Notice) -> Result<(), NotSent> {
+        let mut transport = AsyncSmtpTransport::<Tokio1Executor>::builder_dangerous(self.host.as_str())
+            .port(self.port)
+            .tls(self.tls.clone())
+            .hello_name(ClientId::Domain(self.hello.clone()))
+            .timeout(Some(self.timeout));
+        if let Some((user, file)) = &self.login {
+            transport = transport.credentials(Credentials::new(user.clone(), secret(file)?));
+        }
+        let message = self.message(notice)?;
+        match tokio::time::timeout(self.timeout, transport.build().send(message)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(NotSent(reason(&error))),
+            Err(_) => Err(NotSent(format!("no answer within {:?}", self.timeout))),
+        }
+    }
+}
+
+/// Trusts the given authorities only, else the public roots.
+fn parameters(host: &str, ca: Option<&Path>) -> Result<TlsParameters, String> {
+    let mut builder = TlsParameters::builder(host.to_owned());
+    if let Some(path) = ca {
+        let pem = std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?;
+        let certificate = Certificate::from_pem(&pem).map_err(|_| format!("{} holds no certificate", path.display()))?;
+        builder = builder.certificate_store(CertificateStore::None).add_root_certificate(certificate);
+    } else {
+        builder = builder.certificate_store(CertificateStore::WebpkiRoots);
+    }
+    builder.build_rustls().map_err(|e| e.to_string())
+}
+
+/// What went wrong, without what the server repeats of the mail: its code, or the innermost cause.
+fn reason(error: &lettre::transport::smtp::Error) -> String {
+    if let Some(code) = error.status() {
+        return format!("the mail server answered {code}");
+    }
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string().chars().take(200).collect()
+}
+
+impl Receiver for Mail {
+    fn kind(&self) -> &'static str {
+        "mail"
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn resolved(&self) -> bool {
+        self.resolved
+    }
+
+    fn send<'a>(&'a self, notice: &'a Notice) -> BoxFuture<'a, Result<(), NotSent>> {
+        Box::pin(self.post(notice))
+    }
+}
+
+/// `Auto-Submitted: auto-generated` (RFC 3834): out-of-office replies stay away.
+#[derive(Clone)]
+struct Automatic;
+
+impl header::Header for Automatic {
+    fn name() -> header::HeaderName {
+        header::HeaderName::new_from_ascii_str("Auto-Submitted")
+    }
+
+    fn parse(_: &str) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(Self)
+    }
+
+    fn display(&self) -> header::HeaderValue {
+        header::HeaderValue::new(Self::name(), "auto-generated".into())
+    }
+}
+
+fn text(notice: &Notice) -> String {
+    let mut out = String::new();
+    // Writing to a String cannot fail.
+    let _ = writeln!(out, "Node {} (domain {})\n", notice.node, notice.domain);
+    if notice.test {
+        out.push_str("This is a test: alerts arrive here. Nothing is wrong.\n");
+    }
+    let mut part = |title: &str, alerts: &[Alert]| {
+        if alerts.is_empty() {
+            return;
+        }
+        let _ = writeln!(out, "{title}");
+        for alert in alerts {
+            let _ =
+                writeln!(out, "\n  {} {}: {}", alert.severity.as_str().to_uppercase(), alert.rule.alert_name(), alert.summary);
+            let _ = write!(out, "  since {}", timestamp(alert.since_ms));
+            match alert.ended_ms {
+                Some(ended) => drop(writeln!(out, ", over at {}", timestamp(ended))),
+                None => drop(writeln!(out, "\n  {}", alert.advice())),
+            }
+        }
+        out.push('\n');
+    };
+    part("WRONG NOW", &notice.firing);
+    part("OVER", &notice.resolved);
+    if notice.more > 0 {
+        let _ = writeln!(out, "{} more: hie alert list", notice.more);
+    }
+    out
+}
