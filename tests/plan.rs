@@ -348,7 +348,7 @@ fn the_signs_of_the_seed_warn_at_their_thresholds() {
 fn a_nodes_answers_are_read_with_the_seeds_field_names() {
     let stats = json!({
         "sse": { "totalConnections": 85, "resourceCount": 15, "maxConnectionsPerResource": 100, "connectionTimeout": 1_800_000, "utilizationPercent": "5.67", "capacityRemaining": 1415 },
-        "system": { "uptime": 5, "memory": { "limit": 2147483648_u64 }, "cpu": { "averagePercent": 15, "peakPercent": 45 } },
+        "hie": { "feed": { "maxConnections": 100 }, "memory": { "used": 471859200, "total": 2147483648_u64 }, "cpu": { "averagePercent": 15, "peakPercent": 45 } },
     });
     let status = json!({ "memory": 471859200, "ledger": { "bytes": 500_000, "transactions": 250 } });
     let mut metrics = String::from(
@@ -365,6 +365,13 @@ fn a_nodes_answers_are_read_with_the_seeds_field_names() {
     assert_eq!((live.cpu_average_percent, live.cpu_peak_percent, live.limit_warnings), (Some(15.0), Some(45.0), Some(3)));
     assert_eq!((live.p50_ms, live.p95_ms, live.p99_ms), (Some(10.0), Some(100.0), Some(100.0)));
     assert_eq!((live.messages_per_day, live.stored_bytes_per_message), (Some(250.0), Some(2000.0)));
+    // All places together; and a node that tells quantiles by channel is believed, its slowest channel counting.
+    let told = signs(&live, None);
+    assert_eq!((sign(&told, "SSE connections in total").health, live.max_connections), (Health::Warning, Some(100)));
+    let mut stats = stats;
+    stats["hie"]["channels"] = json!([{ "answered": { "p95": 7, "p99": null } }, { "answered": { "p95": 800.5, "p99": 2000 } }]);
+    let live = Live::read(&status, &metrics, Some(&stats));
+    assert_eq!((live.p50_ms, live.p95_ms, live.p99_ms), (Some(10.0), Some(800.5), Some(2000.0)));
     // Nothing, and nonsense, is no reason to fail.
     assert_eq!(Live::read(&Value::Null, "", None), Live::default());
     let _ = Live::read(

@@ -58,6 +58,13 @@ impl Cgroup {
         self.folders.iter().find_map(|folder| fs::read_to_string(folder.join(file)).ok())
     }
 
+    /// Gives it the processor before all other groups, as far as its own quota allows.
+    pub fn favour(&self) {
+        let tries = self.folders.iter().flat_map(|f| [(f.join("cpu.shares"), "262144"), (f.join("cpu.weight"), "10000")]);
+        let set = tries.filter(|(file, _)| file.exists()).filter(|(file, value)| fs::write(file, value).is_ok());
+        assert!(set.count() > 0, "no processor share can be set");
+    }
+
     /// Process ids inside.
     pub fn processes(&self) -> Vec<String> {
         self.read("cgroup.procs").unwrap_or_default().lines().map(str::to_owned).collect()

@@ -11,7 +11,7 @@
 //! - [`wire`], [`http`], [`peer`]: MLLP framing, HL7 fields and HTTP/1.1, just enough and on their own
 //! - [`scenario`]: the durability and order runs, for the real build and the broken ones
 //! - [`broken`]: the deliberately broken builds; [`journal`]: stand-ins for journald and systemd
-//! - [`parts`]: Consul and RabbitMQ as Debian has them; [`cgroup`]: a control group with a unit's limits
+//! - [`parts`]: Consul, RabbitMQ and others as Debian has them; [`cgroup`]: a control group with a unit's limits
 //! - [`trace`]: what strace saw, read; [`traced`]: the run that it watched, and its judge
 //! - [`sse`]: a reader of the live feed
 //! - [`rng`]: seeded chance; `HIE_SEED` repeats a run

@@ -1,4 +1,4 @@
-//! Real programs that `tests/parts/fetch` brings: Consul and RabbitMQ, each in a folder and on ports of its own.
+//! Real programs that `tests/parts/fetch` brings: Consul and RabbitMQ run in a folder and on ports of their own.
 
 use super::{node::free_port, wait_until};
 use std::fs;

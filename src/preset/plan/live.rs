@@ -12,6 +12,8 @@ pub struct Live {
     /// Resources with a connection.
     pub resources: Option<u64>,
     pub max_connections_per_resource: Option<u64>,
+    /// To all resources together.
+    pub max_connections: Option<u64>,
     pub connection_timeout_minutes: Option<f64>,
     pub memory_bytes: Option<u64>,
     /// What the machine, or its control group, allows.
@@ -54,18 +56,26 @@ impl Live {
             resources: whole(&["/sse/resourceCount"]),
             max_connections_per_resource: whole(&["/sse/maxConnectionsPerResource"]),
             connection_timeout_minutes: at(&["/sse/connectionTimeout"]).map(|ms| ms / 60_000.0),
-            memory_bytes: number(status.get("memory").unwrap_or(&Value::Null)).map(|n| n as u64),
-            memory_limit_bytes: whole(&["/system/memory/limit", "/system/memory/total", "/system/memory/cgroup/limit"]),
-            cpu_average_percent: at(&["/system/cpu/averagePercent", "/system/cpu/average"]),
-            cpu_peak_percent: at(&["/system/cpu/peakPercent", "/system/cpu/peak"]),
-            p50_ms: seconds(0.50),
-            p95_ms: seconds(0.95),
-            p99_ms: seconds(0.99),
+            max_connections: whole(&["/hie/feed/maxConnections"]),
+            // Together with its limit, so that both are of the process, or both of the machine.
+            memory_bytes: whole(&["/hie/memory/used"]).or_else(|| Some(number(status.get("memory")?)? as u64)),
+            memory_limit_bytes: whole(&["/hie/memory/total"]),
+            cpu_average_percent: at(&["/hie/cpu/averagePercent"]),
+            cpu_peak_percent: at(&["/hie/cpu/peakPercent"]),
+            p50_ms: slowest(stats, "p50").or_else(|| seconds(0.50)),
+            p95_ms: slowest(stats, "p95").or_else(|| seconds(0.95)),
+            p99_ms: slowest(stats, "p99").or_else(|| seconds(0.99)),
             limit_warnings: turned_away.iter().flatten().copied().reduce(|a, b| a + b).map(|n| n as u64),
             messages_per_day: accepted.zip(uptime).filter(|(n, _)| *n >= ENOUGH).map(|(n, s)| n / s * 86_400.0),
             stored_bytes_per_message: bytes.and_then(number).zip(stored).map(|(bytes, n)| bytes / n),
         }
     }
+}
+
+/// A quantile of the channel that answers slowest, in milliseconds.
+fn slowest(stats: &Value, quantile: &str) -> Option<f64> {
+    let channels = stats.pointer("/hie/channels")?.as_array()?;
+    channels.iter().filter_map(|c| number(c.get("answered")?.get(quantile)?)).reduce(f64::max)
 }
 
 /// A number, also one that was written as text (the seed's `utilizationPercent` is).

@@ -43,6 +43,13 @@ pub fn signs(live: &Live, tier: Option<&Tier>) -> Vec<Sign> {
     });
     signs.push(sign("SSE utilization", used, limits.utilization_percent, " %", &larger));
 
+    // Only newer nodes tell of the limit of all resources together.
+    if let Some((n, all)) = live.connections.zip(live.max_connections) {
+        let used = (load::percent(n as f64, all as f64), format!("{n} of {all} connections"));
+        let action = "increase feed.max_connections, or take the next larger preset";
+        signs.push(sign("SSE connections in total", Some(used), limits.utilization_percent, " %", action));
+    }
+
     let memory = live.memory_bytes.zip(live.memory_limit_bytes).map(|(used, all)| {
         let mib = |bytes: u64| bytes / (1024 * 1024);
         (load::percent(used as f64, all as f64), format!("{} of {} MiB", mib(used), mib(all)))
