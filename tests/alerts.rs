@@ -197,10 +197,22 @@ fn silent_feeds_and_certificates_that_end() {
         folder.path().join("cert.pem"),
         folder.path().join("key.pem")
     );
+    // A second receiver behind TLS: the node's own HTTPS listener, which passes on what comes there. Its URL is a secret in a file.
+    let own = Hook::start();
+    let target = format!("http = [\"http://{}/own\"]\nmethod = \"POST\"", own.addr);
+    let channel = queue("alerts.own", "path == \"/own\"") + &route("hook", &target, "primary = true") + &channel;
+    let at = |name: &str| folder.path().join(name);
+    fs::write(at("url"), format!("https://localhost:{}/own\n", https.port())).expect("written");
+    let second = format!(
+        "[[alerts.webhook]]\nurl_file = {:?}\nca = {:?}\nheaders = {{ X-Token = \"env:ALERT_TOKEN\" }}\n",
+        at("url"),
+        at("ca.pem")
+    );
     let mut node = Builder::new()
+        .env("ALERT_TOKEN", "from the environment")
         .http(&tls)
         .mllp("client = \"lab\"")
-        .section(&format!("{RULES}{}", webhook(&hook, "resolved = false")))
+        .section(&format!("{RULES}{}{second}", webhook(&hook, "resolved = false")))
         .channel(channel)
         .lay_out();
     let clients = node.dir().join("clients.d");
@@ -215,6 +227,9 @@ fn silent_feeds_and_certificates_that_end() {
         active(&node)
     );
     assert!(wait_until(Duration::from_secs(10), || silent(&node) == 2), "{:?}", active(&node));
+    assert!(wait_until(Duration::from_secs(10), || !own.posted().is_empty()), "{}", node.log_tail(30));
+    let (head, json) = &own.posted()[0];
+    assert_eq!((head.header("x-token"), json["version"].as_str()), (Some("from the environment"), Some("4")), "{head:?}");
     assert!(node.metrics().contains("hie_silent_after_seconds{kind=\"channel\",name=\"test.all\"} 3"));
     let mut peer = Peer::connect(node.mllp);
     let heard = wait_until(Duration::from_secs(15), || {

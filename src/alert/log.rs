@@ -5,14 +5,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{
     collections::VecDeque,
-    sync::{Mutex, MutexGuard},
+    sync::{Mutex, MutexGuard, OnceLock},
 };
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 /// Events remembered.
 const REMEMBERED: usize = 1000;
-/// Events that a subscriber may be behind before it has to ask [`Alerts::since`].
-const BEHIND: usize = 256;
 
 /// Something that happened to an alert.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -68,12 +66,15 @@ struct State {
     active: Vec<Alert>,
     events: VecDeque<Event>,
     next: u64,
+    /// The latest event that readers may see: it is on disk, so that no crash gives its number to another one.
+    shown: u64,
 }
 
 /// The alerts as others see them.
 pub struct Alerts {
     state: Mutex<State>,
-    feed: broadcast::Sender<u64>,
+    /// Called with the number of each new event.
+    told: OnceLock<Box<dyn Fn(u64) + Send + Sync>>,
     wishes: mpsc::Sender<TestWish>,
 }
 
@@ -82,8 +83,8 @@ impl Alerts {
     pub(super) fn new(active: Vec<Alert>, events: Vec<Event>, next: u64) -> (Self, mpsc::Receiver<TestWish>) {
         let (wishes, wished) = mpsc::channel(1);
         let next = events.last().map_or(1, |last| last.id + 1).max(next).max(1);
-        let state = Mutex::new(State { active, events: events.into(), next });
-        (Self { state, feed: broadcast::Sender::new(BEHIND), wishes }, wished)
+        let state = Mutex::new(State { active, events: events.into(), next, shown: next - 1 });
+        (Self { state, told: OnceLock::new(), wishes }, wished)
     }
 
     /// One that nothing ever happens to: for a management API without a node.
@@ -102,17 +103,31 @@ impl Alerts {
 
     /// The latest events, newest first.
     pub fn recent(&self, most: usize) -> Vec<Event> {
-        self.lock().events.iter().rev().take(most).cloned().collect()
+        let state = self.lock();
+        state.events.iter().rev().filter(|event| event.id <= state.shown).take(most).cloned().collect()
     }
 
-    /// The events after the one with this number, oldest first: number, kind, JSON. As far back as they are remembered.
-    pub fn since(&self, id: u64) -> Vec<(u64, &'static str, Value)> {
-        self.lock().events.iter().filter(|event| event.id > id).map(Event::shown).collect()
+    /// Number of the latest event; 0: there was none.
+    pub fn latest(&self) -> u64 {
+        self.lock().shown
     }
 
-    /// Tells the number of each new event once [`Alerts::since`] gives it. One that falls behind reads there what it missed.
-    pub fn subscribe(&self) -> broadcast::Receiver<u64> {
-        self.feed.subscribe()
+    /// Number of the oldest event that is remembered; 0: there is none.
+    pub fn oldest(&self) -> u64 {
+        self.lock().events.front().map_or(0, |event| event.id)
+    }
+
+    /// At most `most` events after the one with this number, oldest first: number, kind, JSON. As far back as they are remembered.
+    pub fn since(&self, id: u64, most: usize) -> Vec<(u64, &'static str, Value)> {
+        let state = self.lock();
+        let after = state.events.iter().filter(|event| event.id > id && event.id <= state.shown);
+        after.take(most).map(Event::shown).collect()
+    }
+
+    /// Calls with the number of each new event once [`Alerts::since`] gives it, on the thread of the alerts: it must be quick and not
+    /// block. The first one given stays.
+    pub fn on_event(&self, told: impl Fn(u64) + Send + Sync + 'static) {
+        let _ = self.told.set(Box::new(told));
     }
 
     /// Sends a test notification to every receiver; what became of each. `None`: nobody runs who could, or another test is
@@ -139,11 +154,13 @@ impl Alerts {
         }
     }
 
-    /// After what it tells of is on disk, so that no reader has seen a number that a crash gives again.
+    /// Shows new events to readers, once they are on disk.
     pub(super) fn publish(&self, new: &[Event]) {
-        for event in new {
-            // Nobody listens, most of the time.
-            let _ = self.feed.send(event.id);
+        if let Some(last) = new.last() {
+            self.lock().shown = last.id;
+        }
+        if let Some(told) = self.told.get() {
+            new.iter().for_each(|event| told(event.id));
         }
     }
 
