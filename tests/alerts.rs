@@ -273,4 +273,14 @@ fn what_cannot_work_is_refused_at_start() {
     let loaded = hie::config::load(None, env, &[]).expect("a configuration");
     assert_eq!(loaded.config.alerts.webhook[0].url, "http://h/");
     assert_eq!(loaded.config.alerts.queue_age, Duration::from_secs(3600));
+    // What only the start finds out ends with the code for a wrong configuration.
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("ca.pem"), "no certificate").expect("written");
+    let ca = folder.path().join("ca.pem");
+    let section = format!("[[alerts.mail]]\nsmtp = \"h:25\"\nfrom = \"a@b.c\"\nto = [\"a@b.c\"]\nca = {ca:?}");
+    let mut node = Builder::new().section(&section).lay_out();
+    node.spawn();
+    let status = node.wait_end(Duration::from_secs(20)).expect("it ends");
+    assert_eq!(status.code(), Some(65), "{}", node.log());
+    assert!(node.log().contains("alerts.mail.0") && node.log().contains("ca.pem"), "{}", node.log());
 }

@@ -121,7 +121,8 @@ impl Outbox {
             }
         }
         let over: Vec<Alert> = self.owed.iter().filter(|alert| due.contains(&alert.group())).cloned().collect();
-        Some(notice::of(firing, over, told, since))
+        let before: Vec<i64> = due.iter().map(|group| self.told.get(group).map_or(0, |told| told.at_ms)).collect();
+        Some(notice::of(firing, over, told, &before))
     }
 
     /// It arrived.

@@ -223,6 +223,17 @@ fn a_restart_neither_repeats_nor_forgets() {
     let mut after = again(active.clone(), outbox.clone());
     after.run(5 * MINUTE, |at| route((at / 100) as u64, (at / 100) as u64, 5, at));
     assert_eq!(after.sent.len(), 0, "{:?}", after.sent);
+    // Killed between sending and keeping: the same notification once more, and it can be told.
+    let id = |outbox: &Outbox, at: i64| {
+        let wait = Rules { group_wait: Duration::ZERO, ..Rules::default() };
+        let mut outbox: Outbox = serde_json::from_str(&serde_json::to_string(outbox).expect("JSON")).expect("JSON");
+        outbox.due(at, &active, &wait, true).map(|notice| notice.id)
+    };
+    let first = id(&Outbox::default(), before.now);
+    assert!(first.is_some() && first == id(&Outbox::default(), before.now + MINUTE));
+    assert_eq!(id(&outbox, before.now), None);
+    let repeated = id(&outbox, before.now + 5 * 60 * MINUTE);
+    assert!(repeated.is_some() && repeated != first);
     let mut healed = again(active, outbox);
     healed.run(5 * MINUTE, |_| route(1, 0, 0, 0));
     assert_eq!((healed.sent.len(), healed.sent[0].1.resolved.len()), (1, 1));

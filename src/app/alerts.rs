@@ -3,7 +3,7 @@
 use crate::{
     alert::{
         self, Alerts,
-        ports::{CertificateSight, FeedSight, Keep, Kept, LedgerSight, Observer, RouteSight, Share, Snapshot},
+        ports::{CertificateSight, FeedSight, Keep, Kept, LedgerSight, Observer, Receiver, RouteSight, Share, Snapshot},
     },
     config::Config,
     engine::{Engine, directory::Directory, ports::Control},
@@ -29,9 +29,15 @@ use tokio_util::sync::CancellationToken;
 const NAME: &str = "alerts.json";
 const VERSION: u32 = 1;
 
+/// Those who are told. Errors are mistakes in the configuration.
+pub(super) fn receivers(config: &Config) -> anyhow::Result<Vec<Arc<dyn Receiver>>> {
+    notify::receivers(&config.alerts, &config.node.name).context("[alerts]")
+}
+
 /// Starts to look, and to tell.
 pub(super) fn spawn(
     config: &Config,
+    receivers: Vec<Arc<dyn Receiver>>,
     engine: &Arc<Engine>,
     directory: &Arc<Directory>,
     ledger: &Arc<Ledger>,
@@ -49,7 +55,7 @@ pub(super) fn spawn(
         node: config.node.name.clone(),
         domain: config.node.domain.clone(),
         observer: Box::new(observer),
-        receivers: notify::receivers(&config.alerts, &config.node.name).context("[alerts]")?,
+        receivers,
         keep: Box::new(AlertsFile { store: config.node.store.clone() }),
         stop: stop.clone(),
     };

@@ -122,6 +122,7 @@ impl Node {
         let store = &config.node.store;
         let channels = reload::channels(&config.node.channels).map_err(StartError::Config)?;
         let clients = reload::clients(&config.node.clients).map_err(StartError::Config)?;
+        let receivers = alerts::receivers(config).map_err(StartError::Config)?;
         let ledger = store::open(config)?;
         let log: Arc<dyn Log> = ledger.clone();
         let delivery = tokio::runtime::Builder::new_multi_thread()
@@ -168,7 +169,7 @@ impl Node {
         transport.launch();
 
         let (drain, stop_admin) = (CancellationToken::new(), CancellationToken::new());
-        let (alerts, told) = alerts::spawn(config, &engine, &directory, &ledger, &stop_admin)?;
+        let (alerts, told) = alerts::spawn(config, receivers, &engine, &directory, &ledger, &stop_admin)?;
         let beside = store::Beside { alerts: &alerts, drain: &drain, stop: &stop_admin };
         let mut admin = store::serve_admin(config, listeners, &engine, &directory, &ledger, &beside)?;
         admin.push(told);
