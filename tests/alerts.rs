@@ -197,10 +197,22 @@ fn silent_feeds_and_certificates_that_end() {
         folder.path().join("cert.pem"),
         folder.path().join("key.pem")
     );
+    // A second receiver behind TLS: the node's own HTTPS listener, which passes on what comes there. Its URL is a secret in a file.
+    let own = Hook::start();
+    let target = format!("http = [\"http://{}/own\"]\nmethod = \"POST\"", own.addr);
+    let channel = queue("alerts.own", "path == \"/own\"") + &route("hook", &target, "primary = true") + &channel;
+    let at = |name: &str| folder.path().join(name);
+    fs::write(at("url"), format!("https://localhost:{}/own\n", https.port())).expect("written");
+    let second = format!(
+        "[[alerts.webhook]]\nurl_file = {:?}\nca = {:?}\nheaders = {{ X-Token = \"env:ALERT_TOKEN\" }}\n",
+        at("url"),
+        at("ca.pem")
+    );
     let mut node = Builder::new()
+        .env("ALERT_TOKEN", "from the environment")
         .http(&tls)
         .mllp("client = \"lab\"")
-        .section(&format!("{RULES}{}", webhook(&hook, "resolved = false")))
+        .section(&format!("{RULES}{}{second}", webhook(&hook, "resolved = false")))
         .channel(channel)
         .lay_out();
     let clients = node.dir().join("clients.d");
@@ -215,6 +227,9 @@ fn silent_feeds_and_certificates_that_end() {
         active(&node)
     );
     assert!(wait_until(Duration::from_secs(10), || silent(&node) == 2), "{:?}", active(&node));
+    assert!(wait_until(Duration::from_secs(10), || !own.posted().is_empty()), "{}", node.log_tail(30));
+    let (head, json) = &own.posted()[0];
+    assert_eq!((head.header("x-token"), json["version"].as_str()), (Some("from the environment"), Some("4")), "{head:?}");
     assert!(node.metrics().contains("hie_silent_after_seconds{kind=\"channel\",name=\"test.all\"} 3"));
     let mut peer = Peer::connect(node.mllp);
     let heard = wait_until(Duration::from_secs(15), || {
@@ -259,4 +274,14 @@ fn what_cannot_work_is_refused_at_start() {
         hie::config::load(None, env, &[], &|| hie::preset::Machine { cores: 2.0, memory_mib: 2048 }).expect("a configuration");
     assert_eq!(loaded.config.alerts.webhook[0].url, "http://h/");
     assert_eq!(loaded.config.alerts.queue_age, Duration::from_secs(3600));
+    // What only the start finds out ends with the code for a wrong configuration.
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("ca.pem"), "no certificate").expect("written");
+    let ca = folder.path().join("ca.pem");
+    let section = format!("[[alerts.mail]]\nsmtp = \"h:25\"\nfrom = \"a@b.c\"\nto = [\"a@b.c\"]\nca = {ca:?}");
+    let mut node = Builder::new().section(&section).lay_out();
+    node.spawn();
+    let status = node.wait_end(Duration::from_secs(20)).expect("it ends");
+    assert_eq!(status.code(), Some(65), "{}", node.log());
+    assert!(node.log().contains("alerts.mail.0") && node.log().contains("ca.pem"), "{}", node.log());
 }

@@ -9,7 +9,7 @@ use utoipa::{
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "hie management API", description = "Resource names and shapes follow OpenHIM's; what OpenHIM has no word for is under `hie`. Lists take filterLimit and filterPage. Errors are {\"error\", \"hint\"}."),
+    info(title = "hie management API", description = "Resource names and shapes follow OpenHIM's; what OpenHIM has no word for is under `hie`. Lists take filterLimit and filterPage. Errors are {\"error\", \"hint\"}. GET of a resource has an ETag and answers If-None-Match with 304; PUT and DELETE of channels and clients take If-Match."),
     paths(
         status::heartbeat, status::live, status::ready, status::metrics, status::status, status::drain, document,
         transactions::list, transactions::search, transactions::show, transactions::body,

@@ -5,17 +5,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{
     collections::VecDeque,
-    sync::{
-        Mutex, MutexGuard, OnceLock,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Mutex, MutexGuard, OnceLock},
 };
 use tokio::sync::{mpsc, oneshot};
 
 /// Events remembered.
 const REMEMBERED: usize = 1000;
-/// Called when there are new events; must not block.
-pub type Wake = Box<dyn Fn() + Send + Sync>;
 
 /// Something that happened to an alert.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -71,14 +66,15 @@ struct State {
     active: Vec<Alert>,
     events: VecDeque<Event>,
     next: u64,
+    /// The latest event that readers may see: it is on disk, so that no crash gives its number to another one.
+    shown: u64,
 }
 
 /// The alerts as others see them.
 pub struct Alerts {
     state: Mutex<State>,
-    wake: OnceLock<Wake>,
-    /// The highest number that is on disk: no reader sees a number that a crash would give again.
-    shown: AtomicU64,
+    /// Called with the number of each new event.
+    told: OnceLock<Box<dyn Fn(u64) + Send + Sync>>,
     wishes: mpsc::Sender<TestWish>,
 }
 
@@ -87,9 +83,8 @@ impl Alerts {
     pub(super) fn new(active: Vec<Alert>, events: Vec<Event>, next: u64) -> (Self, mpsc::Receiver<TestWish>) {
         let (wishes, wished) = mpsc::channel(1);
         let next = events.last().map_or(1, |last| last.id + 1).max(next).max(1);
-        let shown = AtomicU64::new(events.last().map_or(0, |last| last.id));
-        let state = Mutex::new(State { active, events: events.into(), next });
-        (Self { state, wake: OnceLock::new(), shown, wishes }, wished)
+        let state = Mutex::new(State { active, events: events.into(), next, shown: next - 1 });
+        (Self { state, told: OnceLock::new(), wishes }, wished)
     }
 
     /// One that nothing ever happens to: for a management API without a node.
@@ -108,29 +103,31 @@ impl Alerts {
 
     /// The latest events, newest first.
     pub fn recent(&self, most: usize) -> Vec<Event> {
-        self.lock().events.iter().rev().take(most).cloned().collect()
-    }
-
-    /// The events after the one with this number, oldest first: number, kind, JSON. As far back as they are remembered.
-    pub fn since(&self, id: u64) -> Vec<(u64, &'static str, Value)> {
-        let shown = self.latest();
-        self.lock().events.iter().filter(|event| event.id > id && event.id <= shown).map(Event::shown).collect()
+        let state = self.lock();
+        state.events.iter().rev().filter(|event| event.id <= state.shown).take(most).cloned().collect()
     }
 
     /// Number of the latest event; 0: there was none.
     pub fn latest(&self) -> u64 {
-        self.shown.load(Ordering::Acquire)
+        self.lock().shown
     }
 
-    /// The lowest number from which on all events are remembered; 1: all there ever were.
-    pub fn complete_from(&self) -> u64 {
+    /// Number of the oldest event that is remembered; 0: there is none.
+    pub fn oldest(&self) -> u64 {
+        self.lock().events.front().map_or(0, |event| event.id)
+    }
+
+    /// At most `most` events after the one with this number, oldest first: number, kind, JSON. As far back as they are remembered.
+    pub fn since(&self, id: u64, most: usize) -> Vec<(u64, &'static str, Value)> {
         let state = self.lock();
-        state.events.front().map_or(state.next, |first| first.id)
+        let after = state.events.iter().filter(|event| event.id > id && event.id <= state.shown);
+        after.take(most).map(Event::shown).collect()
     }
 
-    /// Calls `wake` when there are new events; the first one given stays.
-    pub fn on_event(&self, wake: Wake) {
-        let _ = self.wake.set(wake);
+    /// Calls with the number of each new event once [`Alerts::since`] gives it, on the thread of the alerts: it must be quick and not
+    /// block. The first one given stays.
+    pub fn on_event(&self, told: impl Fn(u64) + Send + Sync + 'static) {
+        let _ = self.told.set(Box::new(told));
     }
 
     /// Sends a test notification to every receiver; what became of each. `None`: nobody runs who could, or another test is
@@ -157,12 +154,13 @@ impl Alerts {
         }
     }
 
-    /// After what it tells of is on disk, so that no reader has seen a number that a crash gives again.
+    /// Shows new events to readers, once they are on disk.
     pub(super) fn publish(&self, new: &[Event]) {
-        let Some(last) = new.last() else { return };
-        self.shown.store(last.id, Ordering::Release);
-        if let Some(wake) = self.wake.get() {
-            wake();
+        if let Some(last) = new.last() {
+            self.lock().shown = last.id;
+        }
+        if let Some(told) = self.told.get() {
+            new.iter().for_each(|event| told(event.id));
         }
     }
 

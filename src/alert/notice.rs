@@ -29,19 +29,20 @@ pub struct Notice {
     pub(super) over: Vec<u64>,
 }
 
-/// A notification of these; `since` when they began to be collected.
+/// A notification of these. `before`: when the receiver was told of the groups last; that tells a repetition after the interval from
+/// one after a crash, which is the same notification once more.
 pub(super) fn of(
     mut firing: Vec<Alert>,
     mut resolved: Vec<Alert>,
     told: BTreeMap<String, Option<(Severity, i64)>>,
-    since: i64,
+    before: &[i64],
 ) -> Notice {
     let mut hash = Xxh3::new();
     for alert in firing.iter().chain(&resolved) {
         hash.update(&alert.id.to_le_bytes());
         hash.update(&[u8::from(alert.ended_ms.is_some()), alert.severity as u8]);
     }
-    hash.update(&since.to_le_bytes());
+    before.iter().for_each(|at| hash.update(&at.to_le_bytes()));
     firing.sort_by(|a, b| b.severity.cmp(&a.severity).then(a.since_ms.cmp(&b.since_ms)));
     let over = resolved.iter().map(|alert| alert.id).collect();
     let all = firing.len() + resolved.len();
@@ -55,7 +56,7 @@ pub(super) fn of(
 impl Notice {
     /// What `hie alert test` sends: no alert, only the way.
     pub(super) fn test(now: i64) -> Self {
-        Self { test: true, ..of(Vec::new(), Vec::new(), BTreeMap::new(), now) }
+        Self { test: true, ..of(Vec::new(), Vec::new(), BTreeMap::new(), &[now]) }
     }
 
     /// One line: how bad, what, and how much more.

@@ -79,8 +79,10 @@ impl Outbox {
         self.owed.retain(|over| !active.iter().any(|alert| same(alert, over)));
         if !resolved {
             self.owed.clear();
-            self.told.retain(|group, _| groups.contains_key(group));
         }
+        // What is over and needs no word is a new matter when it comes again.
+        let owed: BTreeSet<String> = self.owed.iter().map(Alert::group).collect();
+        self.told.retain(|group, _| groups.contains_key(group) || owed.contains(group));
         let repeat = i64::try_from(rules.repeat_interval.as_millis()).unwrap_or(i64::MAX);
         let mut due: BTreeSet<String> = groups
             .iter()
@@ -90,7 +92,7 @@ impl Outbox {
             })
             .map(|(group, _)| group.clone())
             .collect();
-        due.extend(self.owed.iter().map(Alert::group).filter(|group| !groups.contains_key(group)));
+        due.extend(owed.into_iter().filter(|group| !groups.contains_key(group)));
         if due.is_empty() {
             self.collecting = None;
             self.held = false;
@@ -119,7 +121,8 @@ impl Outbox {
             }
         }
         let over: Vec<Alert> = self.owed.iter().filter(|alert| due.contains(&alert.group())).cloned().collect();
-        Some(notice::of(firing, over, told, since))
+        let before: Vec<i64> = due.iter().map(|group| self.told.get(group).map_or(0, |told| told.at_ms)).collect();
+        Some(notice::of(firing, over, told, &before))
     }
 
     /// It arrived.

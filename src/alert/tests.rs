@@ -1,14 +1,17 @@
 //! Ten minutes and more, with a clock that tests drive.
 
 use super::{
-    Alert, Notice, Rule, Severity, Subject,
-    book::Book,
+    Alert, Alerts, Event, Notice, Rule, Severity, Subject,
+    book::{Book, Turn},
     outbox::Outbox,
     ports::{CertificateSight, FeedSight, LedgerSight, RouteSight, Share, Snapshot},
     watch::Watch,
 };
 use crate::config::Alerts as Rules;
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 const SECOND: i64 = 1000;
 const MINUTE: i64 = 60 * SECOND;
@@ -220,9 +223,45 @@ fn a_restart_neither_repeats_nor_forgets() {
     let mut after = again(active.clone(), outbox.clone());
     after.run(5 * MINUTE, |at| route((at / 100) as u64, (at / 100) as u64, 5, at));
     assert_eq!(after.sent.len(), 0, "{:?}", after.sent);
+    // Killed between sending and keeping: the same notification once more, and it can be told.
+    let id = |outbox: &Outbox, at: i64| {
+        let wait = Rules { group_wait: Duration::ZERO, ..Rules::default() };
+        let mut outbox: Outbox = serde_json::from_str(&serde_json::to_string(outbox).expect("JSON")).expect("JSON");
+        outbox.due(at, &active, &wait, true).map(|notice| notice.id)
+    };
+    let first = id(&Outbox::default(), before.now);
+    assert!(first.is_some() && first == id(&Outbox::default(), before.now + MINUTE));
+    assert_eq!(id(&outbox, before.now), None);
+    let repeated = id(&outbox, before.now + 5 * 60 * MINUTE);
+    assert!(repeated.is_some() && repeated != first);
     let mut healed = again(active, outbox);
     healed.run(5 * MINUTE, |_| route(1, 0, 0, 0));
     assert_eq!((healed.sent.len(), healed.sent[0].1.resolved.len()), (1, 1));
+}
+
+#[test]
+fn events_are_numbered_over_restarts_bounded_and_shown_once_they_are_kept() {
+    let (alerts, _) = Alerts::new(Vec::new(), Vec::new(), 0);
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let hears = heard.clone();
+    alerts.on_event(move |id| hears.lock().expect("not poisoned").push(id));
+    let mut bench = Bench::plain();
+    bench.step(SECOND, &Snapshot { memory: Some(Share { used: 95, of: 100 }), ..Snapshot::default() });
+    let alert = bench.book.active().remove(0);
+    for _ in 0..1200 {
+        let new = [Event::new(alerts.next_id(), START, Turn::Began, alert.clone())];
+        alerts.put(vec![alert.clone()], &new);
+        assert!(alerts.since(new[0].id - 1, 10).is_empty() && alerts.latest() < new[0].id, "not shown before it is kept");
+        alerts.publish(&new);
+    }
+    assert_eq!((alerts.oldest(), alerts.latest(), alerts.recent(2000).len()), (201, 1200, 1000));
+    assert_eq!(*heard.lock().expect("not poisoned"), (1..=1200).collect::<Vec<u64>>());
+    let after = alerts.since(1190, 5);
+    assert_eq!(after.iter().map(|(id, ..)| *id).collect::<Vec<_>>(), [1191, 1192, 1193, 1194, 1195]);
+    assert_eq!((after[0].1, after[0].2["alert"]["rule"].as_str()), ("firing", Some("memory")));
+    let (next, active, events) = alerts.kept();
+    let (again, _) = Alerts::new(active, events, next);
+    assert_eq!((again.next_id(), again.latest(), again.active().len()), (1201, 1200, 1));
 }
 
 #[test]

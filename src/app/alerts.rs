@@ -4,7 +4,7 @@ use crate::{
     admin::feed::{AlertEvent, AlertSource, Feed},
     alert::{
         self, Alerts,
-        ports::{CertificateSight, FeedSight, Keep, Kept, LedgerSight, Observer, RouteSight, Share, Snapshot},
+        ports::{CertificateSight, FeedSight, Keep, Kept, LedgerSight, Observer, Receiver, RouteSight, Share, Snapshot},
     },
     config::Config,
     engine::{Engine, directory::Directory, ports::Control},
@@ -30,9 +30,15 @@ use tokio_util::sync::CancellationToken;
 const NAME: &str = "alerts.json";
 const VERSION: u32 = 1;
 
+/// Those who are told. Errors are mistakes in the configuration.
+pub(super) fn receivers(config: &Config) -> anyhow::Result<Vec<Arc<dyn Receiver>>> {
+    notify::receivers(&config.alerts, &config.node.name).context("[alerts]")
+}
+
 /// Starts to look, and to tell.
 pub(super) fn spawn(
     config: &Config,
+    receivers: Vec<Arc<dyn Receiver>>,
     engine: &Arc<Engine>,
     directory: &Arc<Directory>,
     ledger: &Arc<Ledger>,
@@ -52,18 +58,18 @@ pub(super) fn spawn(
         node: config.node.name.clone(),
         domain: config.node.domain.clone(),
         observer: Box::new(observer),
-        receivers: notify::receivers(&config.alerts, &config.node.name).context("[alerts]")?,
+        receivers,
         keep: Box::new(AlertsFile { store: config.node.store.clone() }),
         stop: stop.clone(),
     };
     let (alerts, thread) = alert::spawn(parts).context("alerts cannot be started")?;
     feed.set_alerts(alerts.clone());
     let told = Arc::downgrade(feed);
-    alerts.on_event(Box::new(move || {
+    alerts.on_event(move |_| {
         if let Some(feed) = told.upgrade() {
             feed.alerts_changed();
         }
-    }));
+    });
     Ok((alerts, thread))
 }
 
@@ -73,11 +79,14 @@ impl AlertSource for Alerts {
     }
 
     fn complete_from(&self) -> u64 {
-        Alerts::complete_from(self)
+        match Alerts::oldest(self) {
+            0 => Alerts::latest(self) + 1,
+            oldest => oldest,
+        }
     }
 
     fn since(&self, id: u64, most: usize) -> Vec<AlertEvent> {
-        let events = Alerts::since(self, id).into_iter().take(most);
+        let events = Alerts::since(self, id, most).into_iter();
         events.map(|(id, event, json)| AlertEvent { id, event: event.into(), json: json.to_string() }).collect()
     }
 }

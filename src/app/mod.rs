@@ -135,6 +135,7 @@ impl Node {
         let store = &config.node.store;
         let channels = reload::channels(&config.node.channels).map_err(StartError::Config)?;
         let clients = reload::clients(&config.node.clients).map_err(StartError::Config)?;
+        let receivers = alerts::receivers(config).map_err(StartError::Config)?;
         let ledger = store::open(config)?;
         let log: Arc<dyn Log> = ledger.clone();
         let delivery = tokio::runtime::Builder::new_multi_thread()
@@ -183,7 +184,7 @@ impl Node {
         let (drain, stop_admin) = (CancellationToken::new(), CancellationToken::new());
         let feed =
             Feed::start(ledger.clone(), config.feed.clone(), host::background).context("the live feed cannot be started")?;
-        let (alerts, told) = alerts::spawn(config, &engine, &directory, &ledger, &feed, &stop_admin)?;
+        let (alerts, told) = alerts::spawn(config, receivers, &engine, &directory, &ledger, &feed, &stop_admin)?;
         let mut admin = {
             let shown = store::Shown { engine: &engine, directory: &directory, ledger: &ledger, feed: &feed, alerts: &alerts };
             store::serve_admin(config, listeners, &shown, &drain, &stop_admin)?

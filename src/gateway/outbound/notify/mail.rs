@@ -18,6 +18,7 @@ use lettre::{
         extension::ClientId,
     },
 };
+use rustls::pki_types::{CertificateDer, pem::PemObject};
 use std::{
     fmt::Write,
     path::{Path, PathBuf},
@@ -99,9 +100,17 @@ impl Mail {
 fn parameters(host: &str, ca: Option<&Path>) -> Result<TlsParameters, String> {
     let mut builder = TlsParameters::builder(host.to_owned());
     if let Some(path) = ca {
-        let pem = std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?;
-        let certificate = Certificate::from_pem(&pem).map_err(|_| format!("{} holds no certificate", path.display()))?;
-        builder = builder.certificate_store(CertificateStore::None).add_root_certificate(certificate);
+        let wrong = |why: String| format!("{}: {why}", path.display());
+        let all: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).map_err(|e| wrong(e.to_string()))?.collect();
+        let all = all.map_err(|e| wrong(e.to_string()))?;
+        if all.is_empty() {
+            return Err(wrong("no certificate in it".into()));
+        }
+        builder = builder.certificate_store(CertificateStore::None);
+        for der in all {
+            let certificate = Certificate::from_der(der.to_vec()).map_err(|e| wrong(e.to_string()))?;
+            builder = builder.add_root_certificate(certificate);
+        }
     } else {
         builder = builder.certificate_store(CertificateStore::WebpkiRoots);
     }
