@@ -158,7 +158,7 @@ fn throughput(count: usize, group: Option<&Group>, rows: &mut Vec<Vec<String>>) 
             }
         }
     }
-    put(rows, format!("messages/s, no readers, {CONNECTIONS} senders"), format!("{:.0}", none.rate()), "the limit".into());
+    put(rows, format!("messages/s, no readers, {CONNECTIONS} senders"), format!("{:.0}", none.rate()), "the limit");
     for (what, series) in [("on a quiet resource", &quiet), ("on transactions", &busy)] {
         let figure = format!("{:.0}, p99 {:.2} ms, {} failed", series.rate(), series.ms(0.99), series.failed());
         put(rows, format!("messages/s, {count} readers {what}"), figure, ratio(series.rate(), none.rate(), 0.9));
