@@ -515,3 +515,37 @@ fn alerts_are_a_resource_of_the_live_feed() {
         assert_eq!(until(&mut stream, "id: 5\n\n"), "event: raised\ndata: {\"n\":5}\nid: 5\n\n");
     }
 }
+
+#[test]
+fn a_bug_in_the_live_feed_cuts_its_readers_off_and_lets_them_come_back() {
+    use std::io::{Read, Write};
+    let node = Node::start();
+    let open = |last: &str| {
+        let mut stream = std::net::TcpStream::connect(node.admin).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        write!(stream, "GET /events/transactions HTTP/1.1\r\nAuthorization: Bearer {}\r\n{last}\r\n", admin_support::TOKEN)
+            .unwrap();
+        let mut piece = [0; 4096];
+        let n = stream.read(&mut piece).unwrap();
+        assert!(piece[..n].starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&piece[..n]));
+        stream
+    };
+    let mut first = open("");
+    assert_eq!(node.feed.stats().total, 1);
+    // A reader that has missed something has the log read, which panics.
+    node.committed.store(5, Relaxed);
+    let mut second = open("Last-Event-ID: 1\r\n");
+    let mut rest = Vec::new();
+    for stream in [&mut first, &mut second] {
+        // Reset or closed: either way it is over.
+        let _ = stream.read_to_end(&mut rest);
+    }
+    node.committed.store(0, Relaxed);
+    let begin = Instant::now();
+    while node.feed.stats().total != 0 && begin.elapsed() < Duration::from_secs(5) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let _third = open("");
+    assert_eq!(node.feed.stats().total, 1);
+    assert_eq!(node.get("/status").status, 200);
+}

@@ -125,6 +125,17 @@ impl FeedSent {
     }
 }
 
+/// The feed's thread failed and begins anew, without readers: they come back.
+pub struct FeedRestarts;
+
+impl FeedRestarts {
+    /// Writes and counts it.
+    pub fn emit(self) {
+        METRICS.restarts.inc();
+        tracing::error!("the live feed failed and is started again: please report this with the log");
+    }
+}
+
 /// The log cannot be read for the feed; tried again.
 pub struct FeedUnreadable<'a> {
     /// What is wrong.
@@ -167,6 +178,7 @@ struct Metrics {
     sends: Counter,
     lag: Gauge,
     unreadable: Counter,
+    restarts: Counter,
 }
 
 static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
@@ -180,6 +192,7 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         sends: register("feed_sends", "Times that events were sent to a reader.", Counter::default()),
         lag: register("feed_lag", "Facts committed that the live feed has not looked at yet.", Gauge::default()),
         unreadable: register("feed_unreadable", "Times the live feed could not read the log.", Counter::default()),
+        restarts: register("feed_restarts", "Times the live feed began anew after a failure.", Counter::default()),
     };
     for kind in ["transactions", "channel", "client", "domain", "alerts"] {
         drop(metrics.connections.get_or_create(&Kind { kind }));

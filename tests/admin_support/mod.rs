@@ -313,15 +313,17 @@ pub fn channel(name: &str) -> Channel {
     toml::from_str(&text).unwrap()
 }
 
-/// A log in which nothing happens.
-pub struct NoJournal;
+/// A log in which nothing happens; what is read of it above 0 panics.
+#[derive(Default)]
+pub struct NoJournal(pub Arc<std::sync::atomic::AtomicU64>);
 
 impl Journal for NoJournal {
     fn committed(&self) -> Seq {
-        0
+        self.0.load(Relaxed)
     }
 
     fn after(&self, seq: Seq, _: usize) -> Result<Facts, String> {
+        assert_eq!(self.committed(), 0, "a bug");
         Ok(Facts { facts: vec![], from: seq + 1, at: seq })
     }
 
@@ -344,6 +346,8 @@ pub struct Node {
     pub folder: tempfile::TempDir,
     pub drain: CancellationToken,
     pub feed: Arc<Feed>,
+    /// The highest number of the feed's log.
+    pub committed: Arc<std::sync::atomic::AtomicU64>,
     pub stop: CancellationToken,
     pub threads: Vec<JoinHandle<()>>,
 }
@@ -364,7 +368,8 @@ impl Node {
         let bind = || TcpListener::bind("127.0.0.1:0").unwrap();
         let (admin, health) = (bind(), bind());
         let (admin_at, health_at) = (admin.local_addr().unwrap(), health.local_addr().unwrap());
-        let feed = Feed::start(Arc::new(NoJournal), hie::config::Feed::default(), || {}).unwrap();
+        let committed: Arc<std::sync::atomic::AtomicU64> = Arc::default();
+        let feed = Feed::start(Arc::new(NoJournal(committed.clone())), hie::config::Feed::default(), || {}).unwrap();
         let state = AdminState {
             control: control.clone(),
             records: shown,
@@ -382,7 +387,7 @@ impl Node {
             hie::admin::spawn(admin, state, stop.clone()).unwrap(),
             hie::admin::health::spawn(health, Arc::new(move || asked.not_ready()), stop.clone()).unwrap(),
         ];
-        Self { admin: admin_at, health: health_at, control, records, directory, folder, drain, feed, stop, threads }
+        Self { admin: admin_at, health: health_at, control, records, directory, folder, drain, feed, committed, stop, threads }
     }
 
     pub fn get(&self, path: &str) -> Answer {

@@ -25,11 +25,15 @@ mod source;
 pub use resource::{KINDS, Resource};
 pub use source::{AlertEvent, AlertSource, Facts, Journal, Wake};
 
-use crate::{config, telemetry::feed::FeedOpen};
+use crate::{
+    config,
+    telemetry::feed::{FeedOpen, FeedRestarts},
+};
 use mio::{Poll, Waker};
 use shared::{Command, Join, Refused, Shared};
 use std::{
     io,
+    panic::AssertUnwindSafe,
     sync::{Arc, Mutex, atomic::Ordering},
     thread::JoinHandle,
     time::Duration,
@@ -72,7 +76,22 @@ impl Feed {
         let run = move || {
             background();
             let _end = End(held.clone());
-            run::Loop::new(poll, held, journal, settings).run();
+            let mut poll = Some(poll);
+            while let Some(poll_now) = poll.take() {
+                let (shared, journal, settings) = (held.clone(), journal.clone(), settings.clone());
+                let ran =
+                    std::panic::catch_unwind(AssertUnwindSafe(|| run::Loop::new(poll_now, shared, journal, settings).run()));
+                if ran.is_ok() || held.draining.load(Ordering::Acquire) {
+                    return;
+                }
+                // The hook has said where. Its readers were cut off, and come back.
+                FeedRestarts.emit();
+                std::thread::sleep(Duration::from_millis(100));
+                poll = Poll::new().and_then(|p| Waker::new(p.registry(), run::WAKER).map(|w| (p, w))).ok().map(|(p, w)| {
+                    held.renew(w);
+                    p
+                });
+            }
         };
         let thread = std::thread::Builder::new().name("hie-feed".into()).stack_size(512 << 10).spawn(run)?;
         Ok(Arc::new(Self { shared, config, thread: Mutex::new(Some(thread)) }))
@@ -106,6 +125,7 @@ impl Feed {
 
     /// Takes nobody any more and ends the connections, spread over at most `within`, each with a last event. Blocks until done.
     pub fn drain(&self, within: Duration) {
+        self.shared.draining.store(true, Ordering::Release);
         // A thread that has ended has drained.
         let _ = self.shared.tell(Command::Drain(within));
         let thread = self.thread.lock().unwrap_or_else(|e| e.into_inner()).take();

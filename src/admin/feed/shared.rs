@@ -4,6 +4,7 @@ use super::{
     resource::Resource,
     source::{AlertSource, Wake},
 };
+use crate::telemetry::feed::Listeners;
 use bytes::Bytes;
 use mio::Waker;
 use std::{
@@ -75,7 +76,7 @@ pub(super) struct Counts {
 
 /// See the module.
 pub(super) struct Shared {
-    waker: Waker,
+    waker: Mutex<Waker>,
     /// The thread sleeps and wants to know of a commit.
     armed: AtomicBool,
     commands: Mutex<Vec<Command>>,
@@ -83,18 +84,21 @@ pub(super) struct Shared {
     pub alerts: OnceLock<Arc<dyn AlertSource>>,
     /// Facts committed and not yet sent on.
     pub lag: AtomicU64,
+    /// Told to drain.
+    pub draining: AtomicBool,
     ended: AtomicBool,
 }
 
 impl Shared {
     pub fn new(waker: Waker) -> Self {
         Self {
-            waker,
+            waker: Mutex::new(waker),
             armed: AtomicBool::new(false),
             commands: Mutex::default(),
             counts: Mutex::default(),
             alerts: OnceLock::new(),
             lag: AtomicU64::new(0),
+            draining: AtomicBool::new(false),
             ended: AtomicBool::new(false),
         }
     }
@@ -114,7 +118,16 @@ impl Shared {
 
     pub fn wake(&self) {
         // It fails only when the thread's poll is gone, and nobody sleeps there then.
-        let _ = self.waker.wake();
+        let _ = lock(&self.waker).wake();
+    }
+
+    /// The thread begins anew, without any reader, on another poll.
+    pub fn renew(&self, waker: Waker) {
+        *lock(&self.waker) = waker;
+        let counts = std::mem::take(&mut *self.counts());
+        for (resource, n) in counts.by_resource {
+            Listeners { kind: resource.kind(), change: -i64::try_from(n).unwrap_or(i64::MAX), resources: 0 }.emit();
+        }
     }
 
     /// What the thread was told meanwhile.
