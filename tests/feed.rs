@@ -5,7 +5,7 @@ mod harness;
 
 use harness::channels::{all_to, queue, route};
 use harness::sse::{Event, Next};
-use harness::{Builder, Load, Node, Reader, Receiver, Rng, Via, canary, chaos, env_number, wait_until, wire};
+use harness::{Behaviour, Builder, Load, Node, Reader, Receiver, Rng, Via, canary, chaos, env_number, wait_until, wire};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -548,4 +548,35 @@ fn the_command_line_follows_over_a_restart() {
     let absent = node.command(&["events", "channel:no.such", "--config", config.to_str().unwrap()]).output().unwrap();
     assert_eq!(absent.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&absent.stderr).contains("/channels"));
+}
+
+#[test]
+fn alerts_are_events_over_a_restart_too() {
+    let receiver = Receiver::mllp(Behaviour { reject: 1.0, ..Behaviour::default() }, Rng::new(1));
+    let rules = "[alerts]\nevery = \"200ms\"\nfailure_window = \"10s\"\nfailure_min = 5\nqueue_age = \"1h\"\nresolve_after = \"1s\"\n\
+        memory_warning = 0\nmemory_critical = 0\ncpu_warning = 0\ncpu_critical = 0\ndisk_warning = 0\ndisk_critical = 0\n\
+        ledger_warning = 0\nproblems = false\n[feed]\nmax_connections_per_resource = 4\n";
+    let channel = queue("test.all", "true") + &route("primary", &receiver.target(), "primary = true");
+    let mut node = Builder::new().section(rules).channel(channel).start();
+    let mut reader = Reader::open(&node, "alerts", Some(0)).expect("a stream");
+    send(&node, "A", 3);
+    let wanted = |reader: &mut Reader, name: &str, rule: &str| loop {
+        match reader.next(Duration::from_secs(30)) {
+            Next::Event(event) if event.name == name && event.field("alert")["rule"] == rule => return event,
+            Next::Event(_) | Next::Sign => {}
+            other => panic!("no {name} of {rule}: {other:?}"),
+        }
+    };
+    let fired = wanted(&mut reader, "firing", "route_failing");
+    receiver.behave(Behaviour::default());
+    node.kill9();
+    node.start();
+    let mut again = Reader::open(&node, "alerts", Some(fired.id)).expect("a stream");
+    let over = wanted(&mut again, "resolved", "route_failing");
+    assert!(over.id > fired.id, "numbers rise over a restart: {} {}", fired.id, over.id);
+    let mut from_the_start = Reader::open(&node, "alerts", Some(0)).expect("a stream");
+    assert_eq!(wanted(&mut from_the_start, "firing", "route_failing").id, fired.id, "and stay the same");
+    // Three of four places are more than 70 %.
+    let _third = Reader::open(&node, "alerts", Some(over.id)).expect("a stream");
+    wanted(&mut again, "firing", "feed");
 }
