@@ -109,6 +109,21 @@ fn health_says_what_is_missing() {
 }
 
 #[test]
+fn connections_that_say_nothing_keep_nobody_out() {
+    let node = Node::start();
+    for (at, path) in [(node.health, "/health/live"), (node.admin, "/heartbeat")] {
+        // More than there are places.
+        let silent: Vec<TcpStream> = (0..140).map(|_| TcpStream::connect(at).unwrap()).collect();
+        let start = Instant::now();
+        for _ in 0..20 {
+            assert_eq!(call(at, "GET", path, "", "").status, 200);
+        }
+        assert!(start.elapsed() < Duration::from_secs(5), "{path}: {:?}", start.elapsed());
+        drop(silent);
+    }
+}
+
+#[test]
 fn health_answers_while_the_admin_runtime_is_blocked() {
     let node = Node::start();
     let held = node.control.block.lock().unwrap();

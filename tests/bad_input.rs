@@ -299,6 +299,14 @@ fn smuggled_requests_are_refused() {
         ),
         ("no number as chunk size", format!("POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{inner}")),
         ("a NUL in a header", "POST / HTTP/1.1\r\nHost: x\r\nX-A: a\0b\r\nContent-Length: 0\r\n\r\n".into()),
+        (
+            "a coding besides chunked",
+            format!("POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n{inner}"),
+        ),
+        ("chunked twice", format!("POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n{inner}")),
+        ("no host", "POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n".into()),
+        ("two hosts", "POST / HTTP/1.1\r\nHost: x\r\nHost: y\r\nContent-Length: 0\r\n\r\n".into()),
+        ("a host that is none", "POST / HTTP/1.1\r\nHost: x y\r\nContent-Length: 0\r\n\r\n".into()),
         ("no HTTP at all", "\x16\x03\x01\x02\x00\x01\x00\x01\r\n\r\n".into()),
     ];
     for (what, bytes) in cases {

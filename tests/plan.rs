@@ -1,4 +1,4 @@
-//! The planner: the seed's formula and worked examples to the number, its warning signs at their thresholds, and a plan
+//! The planner: the guide's formula and worked examples to the number, its warning signs at their thresholds, and a plan
 //! that reads a running node.
 
 mod harness;
@@ -38,7 +38,7 @@ fn site(patients: &str, doctors: &str) -> Value {
     plan(&["--patients-per-day", patients, "--doctors", doctors])
 }
 
-// === the seed's worked examples ===
+// === the guide's worked examples ===
 
 #[test]
 fn the_formula_gives_the_numbers_of_the_seed() {
@@ -137,7 +137,7 @@ fn limits_are_raised_step_by_step() {
         let site = Site { patients_per_day, connections_per_resource: now, ..Site::default() };
         hie::preset::plan::plan(&site).steps.iter().map(|s| (s.week, s.connections_per_resource)).collect::<Vec<_>>()
     };
-    // The seed: 100 in week 1, 150 in week 2, 200 in week 3.
+    // The guide: 100 in week 1, 150 in week 2, 200 in week 3.
     assert_eq!(steps(Some(100), 10_000), [(1, 100), (2, 150), (3, 200)]);
     assert_eq!(steps(Some(120), 10_000), [(1, 120), (2, 170), (3, 200)]);
     assert_eq!(steps(None, 10_000), [(1, 200)]);
@@ -169,7 +169,7 @@ fn the_checklist_has_every_item_with_this_sites_numbers() {
     let plan = site("10000", "30");
     let list = &plan["checklist"];
     let count = |part: &str| list[part].as_array().map_or(0, Vec::len);
-    assert_eq!((count("before"), count("during"), count("after")), (6, 6, 7), "as many as the seed has");
+    assert_eq!((count("before"), count("during"), count("after")), (6, 6, 7), "as many as the guide has");
     let all = list.to_string();
     for expected in [
         "360 connections",
@@ -278,7 +278,7 @@ fn sign<'a>(signs: &'a [Sign], name: &str) -> &'a Sign {
 #[test]
 fn the_signs_of_the_seed_warn_at_their_thresholds() {
     let tier = find("medium-hospital").ok();
-    // The dashboard that the seed shows as healthy.
+    // The dashboard that the guide shows as healthy.
     let healthy = Live {
         connections: Some(85),
         resources: Some(15),

@@ -1,4 +1,4 @@
-//! Presets: the seed's numbers to the digit, the layer they form, and their settings in force: in the process, in a
+//! Presets: the guide's numbers to the digit, the layer they form, and their settings in force: in the process, in a
 //! control group, in systemd's and the kernel's eyes, in a real RabbitMQ and a real Consul.
 
 mod harness;
@@ -46,11 +46,11 @@ fn range(value: &Value) -> (u64, u64) {
     (value["min"].as_u64().expect("min"), value["max"].as_u64().expect("max"))
 }
 
-// === the seed's numbers ===
+// === the guide's numbers ===
 
 #[test]
 fn the_tiers_have_the_numbers_of_the_seed() {
-    // Step 4 of the seed: patients a day, cores, GB of memory, GB of disk, Mbit/s, connections per resource, in total, USD.
+    // Step 4 of the guide: patients a day, cores, GB of memory, GB of disk, Mbit/s, connections per resource, in total, USD.
     type Row = (&'static str, (u64, u64), (u64, u64), (u64, u64), u64, u64, u64, u64, (u64, u64));
     let rows: [Row; 4] = [
         ("small-clinic", (500, 5_000), (2, 4), (2, 4), 50, 100, 100, 1_000, (20, 50)),
@@ -91,7 +91,7 @@ fn the_tiers_have_the_numbers_of_the_seed() {
         assert_eq!(range(&tier["capacity"]["peak_connections"]), (least, most), "{name}");
         assert_eq!(tier["node"]["feed"]["max_connections_per_resource"], per_resource, "{name}");
     }
-    // What the seed does not give: one core and 512 MiB.
+    // What the guide does not give: one core and 512 MiB.
     let edge = file("edge");
     assert_eq!((edge["hardware"]["cores"]["min"].as_u64(), edge["hardware"]["memory_mib"]["min"].as_u64()), (Some(1), Some(512)));
 }

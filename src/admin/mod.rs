@@ -17,6 +17,7 @@ mod files;
 mod filter;
 pub mod health;
 mod openapi;
+mod places;
 mod records;
 mod routes;
 mod serve;

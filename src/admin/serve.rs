@@ -1,8 +1,13 @@
 //! A small HTTP server on a thread and a runtime of its own.
 
-use super::{feed::door, shared::App};
+use super::{
+    feed::door,
+    places::{Place, Places},
+    shared::App,
+};
 use crate::telemetry::admin::Listening;
 use axum::{Extension, Router};
+use hyper::service::{Service, service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
@@ -11,18 +16,17 @@ use hyper_util::{
 use std::{
     io,
     net::{SocketAddr, TcpListener},
-    sync::Arc,
     thread::JoinHandle,
     time::Duration,
 };
-use tokio::{net::TcpStream, sync::Semaphore, time};
+use tokio::{net::TcpStream, time};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Address of the caller, for handlers.
 #[derive(Clone, Copy)]
 pub(super) struct Peer(pub SocketAddr);
 
-/// Connections at the same time; more wait in the listen queue.
+/// Connections at the same time; when all have something in hand, more wait.
 const CONNECTIONS: usize = 128;
 /// For a request's head, and between requests.
 const HEAD: Duration = Duration::from_secs(30);
@@ -62,25 +66,21 @@ pub(super) fn spawn(
 }
 
 async fn accept(listener: tokio::net::TcpListener, router: Router, feed: Option<App>, stop: CancellationToken) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let places = Places::new(CONNECTIONS, feed.is_none());
     let tracker = TaskTracker::new();
     loop {
+        // A newcomer first: one that is there may have to give way to it.
         let next = async {
-            // Never closed, so that this cannot fail.
-            let place = places.clone().acquire_owned().await.ok();
-            (place, listener.accept().await)
+            let accepted = listener.accept().await;
+            (accepted, places.take().await)
         };
-        let (place, accepted) = tokio::select! {
+        let (accepted, place) = tokio::select! {
             () = stop.cancelled() => break,
             next = next => next,
         };
         match accepted {
             Ok((stream, peer)) => {
-                let serving = serve(stream, peer, router.clone(), feed.clone(), stop.clone());
-                tracker.spawn(async move {
-                    let _place = place;
-                    serving.await;
-                });
+                tracker.spawn(serve(stream, peer, router.clone(), feed.clone(), stop.clone(), place));
             }
             // Out of descriptors, most likely: they come back when connections end.
             Err(_) => time::sleep(Duration::from_millis(50)).await,
@@ -90,7 +90,14 @@ async fn accept(listener: tokio::net::TcpListener, router: Router, feed: Option<
     let _ = time::timeout(LAST_CALL, tracker.wait()).await;
 }
 
-async fn serve(mut stream: TcpStream, peer: SocketAddr, router: Router, feed: Option<App>, stop: CancellationToken) {
+async fn serve(
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    router: Router,
+    feed: Option<App>,
+    stop: CancellationToken,
+    place: Place,
+) {
     // Neither is needed for the answer to be right.
     let _ = stream.set_nodelay(true);
     let _ = socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(STALLED));
@@ -101,6 +108,7 @@ async fn serve(mut stream: TcpStream, peer: SocketAddr, router: Router, feed: Op
                 Some(stream) => stream,
                 None => return,
             },
+            () = place.over(HEAD) => return,
             () = stop.cancelled() => return,
         };
     }
@@ -112,12 +120,22 @@ async fn serve(mut stream: TcpStream, peer: SocketAddr, router: Router, feed: Op
         .keep_alive_interval(Duration::from_secs(20))
         .max_concurrent_streams(32)
         .max_header_list_size(64 * 1024);
-    let service = TowerToHyperService::new(router.layer(Extension(Peer(peer))));
+    let answering = TowerToHyperService::new(router.layer(Extension(Peer(peer))));
+    let service = service_fn(|request| {
+        let in_hand = place.asked();
+        let answer = answering.call(request);
+        async move {
+            let answer = answer.await;
+            drop(in_hand);
+            answer
+        }
+    });
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     // How a connection ended concerns the caller only, who knows it too.
     tokio::select! {
         _ = connection.as_mut() => {}
+        () = place.over(HEAD) => {}
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
             let _ = connection.await;

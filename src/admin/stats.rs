@@ -1,4 +1,4 @@
-//! Statistics under the field names of the vertical-scaling guide (seed 003): `/api/sse/stats` and `/api/admin/system-stats`.
+//! Statistics under the field names of the vertical-scaling guide: `/api/sse/stats` and `/api/admin/system-stats`.
 //! What the guide has no name for is under `hie`.
 
 use super::{error::ApiError, feed::FeedStats, shared::App};

@@ -8,7 +8,7 @@ use std::time::Duration;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Feed {
-    /// Connections to one resource at the same time (the seed's `SSE_MAX_CONNECTIONS_PER_RESOURCE`). Default 100.
+    /// Connections to one resource at the same time (the guide's `SSE_MAX_CONNECTIONS_PER_RESOURCE`). Default 100.
     pub max_connections_per_resource: usize,
     /// Connections to all resources together. Default 1000.
     pub max_connections: usize,

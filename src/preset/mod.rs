@@ -2,7 +2,7 @@
 //! tier fits a machine ([`detect`]), what capacity a site needs ([`plan`]), and the settings of the programs around the
 //! node ([`render`]). Pure: data and text in, data and text out.
 //!
-//! The numbers are those of the vertical-scaling seed; what it does not give is derived (`presets/README.md`).
+//! The numbers are those of the vertical-scaling guide for hospital management systems; what it does not give is derived (`presets/README.md`).
 
 pub mod detect;
 pub mod plan;

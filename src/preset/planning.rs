@@ -1,4 +1,4 @@
-//! The numbers of planning, read from `presets/planning.json`: the seed's formula and thresholds, and what was measured.
+//! The numbers of planning, read from `presets/planning.json`: the guide's formula and thresholds, and what was measured.
 
 use super::Range;
 use serde::{Deserialize, Serialize};

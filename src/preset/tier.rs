@@ -11,7 +11,7 @@ pub struct Range {
     pub max: u64,
 }
 
-/// One hardware tier: the seed's figures, and what is derived from them.
+/// One hardware tier: the guide's figures, and what is derived from them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tier {
@@ -21,7 +21,7 @@ pub struct Tier {
     pub title: String,
     /// Patients a day that it is meant for.
     pub patients_per_day: Range,
-    /// The seed's row of peak connections.
+    /// The guide's row of peak connections.
     pub capacity: Capacity,
     /// The machine.
     pub hardware: Hardware,
@@ -43,7 +43,7 @@ pub struct Tier {
     pub cloud: Cloud,
 }
 
-/// The row "patients a day, peak concurrent connections" of the seed's table. It ends where `patients_per_day` does.
+/// The row "patients a day, peak concurrent connections" of the guide's table. It ends where `patients_per_day` does.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Capacity {
@@ -67,7 +67,7 @@ pub struct Hardware {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Phase {
-    /// 0 comes before the seed's first.
+    /// 0 comes before the guide's first.
     pub phase: u64,
     pub title: String,
     /// When it begins.
@@ -173,17 +173,17 @@ impl Tier {
         self.setting(key).and_then(|text| humantime::parse_duration(&text).ok()).unwrap_or_default()
     }
 
-    /// Connections of the live feed to one resource (the seed's `SSE_MAX_CONNECTIONS_PER_RESOURCE`).
+    /// Connections of the live feed to one resource (the guide's `SSE_MAX_CONNECTIONS_PER_RESOURCE`).
     pub fn connections_per_resource(&self) -> u64 {
         self.number("feed.max_connections_per_resource")
     }
 
-    /// Connections of the live feed altogether (the seed's expected capacity).
+    /// Connections of the live feed altogether (the guide's expected capacity).
     pub fn connections(&self) -> u64 {
         self.number("feed.max_connections")
     }
 
-    /// A connection of the live feed ends after so many minutes (the seed's `SSE_CONNECTION_TIMEOUT_MINUTES`).
+    /// A connection of the live feed ends after so many minutes (the guide's `SSE_CONNECTION_TIMEOUT_MINUTES`).
     pub fn timeout_minutes(&self) -> u64 {
         self.time("feed.timeout").as_secs() / 60
     }

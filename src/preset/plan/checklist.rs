@@ -1,4 +1,4 @@
-//! The seed's checklist, with this site's numbers and the commands that do it.
+//! The guide's checklist, with this site's numbers and the commands that do it.
 
 use super::{Site, Tier, planning};
 use serde::Serialize;

@@ -78,7 +78,7 @@ fn slowest(stats: &Value, quantile: &str) -> Option<f64> {
     channels.iter().filter_map(|c| number(c.get("answered")?.get(quantile)?)).reduce(f64::max)
 }
 
-/// A number, also one that was written as text (the seed's `utilizationPercent` is).
+/// A number, also one that was written as text (the guide's `utilizationPercent` is).
 fn number(value: &Value) -> Option<f64> {
     value.as_f64().or_else(|| value.as_str()?.parse().ok()).filter(|n| n.is_finite())
 }

@@ -1,4 +1,4 @@
-//! The seed's formulas for connections of the live feed.
+//! The guide's formulas for connections of the live feed.
 
 use super::planning;
 

@@ -1,4 +1,4 @@
-//! The capacity planner: from what a site does in a day to the tier it needs, with the seed's formula.
+//! The capacity planner: from what a site does in a day to the tier it needs, with the guide's formula.
 
 mod checklist;
 pub mod live;
@@ -48,7 +48,7 @@ pub struct Plan {
     /// Doctors, growth included.
     pub doctors: u64,
     pub growth_percent: f64,
-    /// Connections of the live feed at the normal peak: the seed's formula.
+    /// Connections of the live feed at the normal peak: the guide's formula.
     pub peak_connections: u64,
     /// What is planned for: twice the normal peak.
     pub planned_connections: u64,
@@ -130,7 +130,7 @@ pub fn plan(site: &Site) -> Plan {
     }
 }
 
-/// The smallest tier that does for the patients, for the peak by the seed's table, and for what is planned.
+/// The smallest tier that does for the patients, for the peak by the guide's table, and for what is planned.
 fn choose(patients: u64, peak: u64, planned: u64) -> (&'static Tier, Vec<String>) {
     let all = tiers();
     let largest = all.len() - 1;

@@ -81,7 +81,7 @@ pub(super) fn horizontal(patients: u64, planned: u64) -> Option<Horizontal> {
     Some(Horizontal { needed, servers, why })
 }
 
-/// From `current` to `target` in the seed's steps, one a week; only the target when nothing is in force yet or it is not
+/// From `current` to `target` in the guide's steps, one a week; only the target when nothing is in force yet or it is not
 /// higher.
 pub(super) fn steps(current: Option<u64>, target: u64) -> Vec<Step> {
     let gradual = &planning().gradual;

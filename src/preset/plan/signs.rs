@@ -1,4 +1,4 @@
-//! The seed's warning signs: what a running node's figures say, and what to do about it.
+//! The guide's warning signs: what a running node's figures say, and what to do about it.
 
 use super::{Live, Tier, load, planning};
 use crate::preset::tiers;
@@ -29,7 +29,7 @@ pub struct Sign {
     pub action: String,
 }
 
-/// Every sign, in the seed's order. `tier` is the preset in force, where it is known.
+/// Every sign, in the guide's order. `tier` is the preset in force, where it is known.
 pub fn signs(live: &Live, tier: Option<&Tier>) -> Vec<Sign> {
     let limits = &planning().thresholds;
     let per_resource = live.max_connections_per_resource;

@@ -8,7 +8,7 @@ use crate::{
 };
 use bytes::{Bytes, BytesMut};
 use futures_util::stream;
-use http::{HeaderMap, HeaderName, header, request::Parts};
+use http::{HeaderMap, HeaderName, StatusCode, Version, header, request::Parts, uri::Authority};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use std::{io, sync::Arc, time::Duration};
@@ -38,6 +38,30 @@ pub(super) fn is_hop_by_hop(name: &HeaderName) -> bool {
             | header::PROXY_AUTHORIZATION
     ) || name == "keep-alive"
         || name == "proxy-connection"
+}
+
+/// What hyper lets pass and an intermediary must not (RFC 9112 §3.2, §6.1): a message whose target or body the next hop might
+/// read in another way than we do. The status to answer with, and a fixed text.
+pub(super) fn misframed(parts: &Parts) -> Option<(StatusCode, &'static str)> {
+    let bad = |why| Some((StatusCode::BAD_REQUEST, why));
+    let fields = &parts.headers;
+    if fields.contains_key(header::TRANSFER_ENCODING) {
+        let mut codings = fields.get_all(header::TRANSFER_ENCODING).iter();
+        let only = codings.next().filter(|_| codings.next().is_none());
+        if !only.is_some_and(|coding| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked")) {
+            return Some((StatusCode::NOT_IMPLEMENTED, "Transfer-Encoding other than chunked; send the body as it is"));
+        }
+    }
+    if parts.version > Version::HTTP_11 {
+        return None;
+    }
+    let mut hosts = fields.get_all(header::HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (_, Some(_)) => bad("more than one Host header field"),
+        (None, _) if parts.version == Version::HTTP_11 => bad("no Host header field"),
+        (Some(host), _) if !host.is_empty() && Authority::try_from(host.as_bytes()).is_err() => bad("Host is no host name"),
+        _ => None,
+    }
 }
 
 /// The names that `Connection` makes hop-by-hop, without its own options.

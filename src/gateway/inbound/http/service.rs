@@ -46,6 +46,13 @@ async fn answer(request: Request<Incoming>, context: &Context) -> Response<OutBo
         response.headers_mut().insert(header::ALLOW, ALLOW);
         return response;
     }
+    if let Some((status, why)) = request::misframed(&parts) {
+        server.cut(context.peer, Cut::BadRequest, why);
+        let mut response = respond::error(status, why, None);
+        // What follows on the connection cannot be told from this request's body.
+        response.headers_mut().insert(header::CONNECTION, CLOSE);
+        return response;
+    }
     let credentials =
         Credentials { authorization: request::authorization(&parts.headers), certificate: context.certificate.clone() };
     let identified =
