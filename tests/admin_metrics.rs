@@ -18,7 +18,7 @@ fn events_show_up_and_removed_channels_go() {
     let channel = ChannelMetrics::of("telemetry.one");
     let route = channel.route("ehr");
     Accepted { channel: &channel, bytes: 700, took: Duration::from_millis(2) }.emit();
-    Attempt { route: &route, outcome: Outcome::Retry, took: Duration::from_secs(1) }.emit();
+    Attempt { route: &route, outcome: Outcome::Retry, took: Duration::from_secs(1), age: None }.emit();
     Refused { refusal: &Refusal::NotAllowed, channel: Some(&channel) }.emit();
     let text = encode();
     assert_eq!(value(&text, r#"hie_messages_accepted_total{channel="telemetry.one"}"#), Some(1.0));
