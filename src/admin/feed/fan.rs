@@ -27,6 +27,12 @@ const STRETCHES: usize = 8;
 const ALERTS: usize = 256;
 /// After all was sent, what happens in this time goes together.
 const PACE: Duration = Duration::from_millis(5);
+/// A step that takes so long has many readers to write to …
+const HEAVY: Duration = Duration::from_millis(5);
+/// … and while messages keep coming it is followed by a pause of so many times its length, at most [`LONGEST_PAUSE`]: writing to ten
+/// thousand readers would take a core from them, whatever the thread's priority.
+const PAUSE: u32 = 7;
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// After the log could not be read.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
 
@@ -50,6 +56,7 @@ impl Loop {
         if lag == 0 {
             return false;
         }
+        let began = Instant::now();
         let piece = match self.journal.after(self.log.at, STEP) {
             Ok(piece) => piece,
             Err(error) => {
@@ -83,10 +90,16 @@ impl Loop {
         let lag = committed.saturating_sub(self.log.at);
         self.shared.lag.store(lag, Ordering::Relaxed);
         FeedSent { events: slice.len() as u64, connections, lag }.emit();
-        if lag == 0 {
-            self.log.not_before = Instant::now() + PACE;
-        }
-        lag > 0
+        let took = began.elapsed();
+        let pause = if lag == 0 {
+            PACE
+        } else if took > HEAVY && self.journal.committed() > committed + STEP as Seq {
+            (took * PAUSE).min(LONGEST_PAUSE)
+        } else {
+            return true;
+        };
+        self.log.not_before = Instant::now() + pause;
+        false
     }
 
     /// What lies between is no longer stored: everybody who is up to date is told. The number from which it goes on.
