@@ -133,7 +133,8 @@ pub fn now() -> Usage {
         _ => (used, total),
     };
     Usage {
-        cpu_average: if window.is_zero() { 0.0 } else { spent / window.as_secs_f64() },
+        // Rounding must not lift it above the highest second.
+        cpu_average: if window.is_zero() { 0.0 } else { (spent / window.as_secs_f64()).min(peak) },
         cpu_peak: peak,
         cores: cores(),
         window,
