@@ -15,8 +15,8 @@ use crate::engine::ports::{CommitSink, Committed, LogError};
 use crate::telemetry::ledger as event;
 use rusqlite::Connection;
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, TryLockError};
 use std::time::Instant;
 
 /// Largest group in bytes: bounds the memory of SQLite's uncommitted pages and the time of one commit.
@@ -275,7 +275,12 @@ impl Writer {
             return;
         }
         if self.core.wal_copied.load(Ordering::Acquire) || wal > limit * WAL_OVERRUN {
-            let _alone = segment.gate.write().unwrap_or_else(|e| e.into_inner());
+            // A reader may have been put aside by the system while it holds the gate: not waited for until it must be.
+            let _alone = match segment.gate.try_write() {
+                Ok(alone) => alone,
+                Err(TryLockError::WouldBlock) if wal <= limit * WAL_OVERRUN => return,
+                Err(_) => segment.gate.write().unwrap_or_else(|e| e.into_inner()),
+            };
             // The next write finds everything copied and nobody reading, and begins the file anew.
             let (_, frames, copied) = checkpoint(conn).unwrap_or((1, 1, 0));
             if frames == copied {
