@@ -118,6 +118,8 @@ async fn views_that_are_behind_go_through_segments_full_of_pieces_without_a_rest
     accept(&ledger, &message(1, 700)).await.unwrap();
     for i in 0..80 {
         ledger.chunk(message(i, 300_000).body.unwrap(), false).await.unwrap();
+        // Each in a commit of its own: a large one may fill several times the size of a segment.
+        ledger.durable().await.unwrap();
     }
     accept(&ledger, &message(2, 700)).await.unwrap();
     other.execute_batch("ROLLBACK").unwrap();
