@@ -165,8 +165,10 @@ fn wrong_url(url: &str) -> Option<String> {
     if authority.as_str().contains('@') {
         return Some("an http destination holds a user name or password; use headers with a value file:PATH".into());
     }
-    (authority.host().is_empty() || authority.port_u16() == Some(0) || authority.as_str().ends_with(':'))
-        .then(|| "an http destination has no valid host and port".into())
+    // A port beyond 65535 is no port to the parser, and not a mistake either.
+    let port = authority.as_str().strip_prefix(authority.host()).unwrap_or_default();
+    (authority.host().is_empty() || !port.is_empty() && authority.port_u16().is_none_or(|port| port == 0))
+        .then(|| "an http destination has no valid host and port (1 to 65535)".into())
 }
 
 fn wrong_target(target: &str) -> Option<String> {
@@ -249,7 +251,7 @@ mod tests {
         for target in ["h", "h:", "h:0", "h:70000", ":1", "h:+1", "[::g]:1", "a b:1", "mllp://h:1"] {
             only("", &format!("mllp = [\"{target}\"]"), "no mllp destination");
         }
-        for url in ["h", "ftp://h/", "/x", "http://", "http://h:0/", "http://h:/"] {
+        for url in ["h", "ftp://h/", "/x", "http://", "http://h:0/", "http://h:/", "http://h:99999/", "http://[::1]:65536/"] {
             only("", &format!("http = [\"{url}\"]"), "http destination");
         }
         let all = faults("", "http = [\"http://user:secret@h/\"]");

@@ -56,6 +56,19 @@ pub fn parse(text: &str, file: &str) -> Result<Vec<Channel>, LoadError> {
     Ok(channels)
 }
 
+/// Line and column of each route's name, by channel and route in the order of the file; empty for what is no channel file.
+pub fn route_places(text: &str) -> Vec<Vec<(usize, usize)>> {
+    let places: Places = toml::from_str(text).unwrap_or_default();
+    // Counted once: a file may hold thousands of routes.
+    let lines: Vec<usize> = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
+    let at = |offset: usize| {
+        let line = lines.partition_point(|start| *start <= offset);
+        let before = text.get(lines.get(line - 1).copied().unwrap_or(0)..offset).unwrap_or("");
+        (line, before.chars().count() + 1)
+    };
+    places.channel.iter().map(|c| c.routes.iter().map(|r| at(r.name.span().start)).collect()).collect()
+}
+
 /// The known word that a wrong one probably means; `None` when none is near. Case, `-` and `_` do not count.
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let plain = |text: &str| text.to_ascii_lowercase().replace('-', "_");
@@ -158,6 +171,13 @@ mod tests {
     fn reads_channels() {
         assert_eq!(parse(GOOD, "x.toml").unwrap()[0].routes[0].mllp, ["h:2575"]);
         assert!(parse("", "x.toml").unwrap().is_empty());
+    }
+
+    #[test]
+    fn routes_have_places() {
+        let text = GOOD.to_owned() + "[[channel.route]]\nmllp = [\"é:1\"]\nname = \"s\"\n" + &GOOD.replace("a.b", "a.c");
+        assert_eq!(route_places(&text), [vec![(5, 8), (9, 8)], vec![(14, 8)]]);
+        assert!(route_places("no TOML").is_empty());
     }
 
     #[test]

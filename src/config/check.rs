@@ -63,7 +63,7 @@ pub(super) struct Check<'a> {
 
 impl Check<'_> {
     fn place(&self, key: &str) -> Origin {
-        self.origins.place(&key.split('.').map(str::to_owned).collect::<Vec<_>>())
+        self.origins.place_of(key)
     }
 
     pub(super) fn problem(&mut self, key: &str, text: impl AsRef<str>) {
