@@ -232,13 +232,13 @@ fn check_refuses_what_run_would_refuse_when_it_builds_it() {
     // hie.toml, lines of the route, all parts that have to be said.
     let cases: Vec<(String, &str, Vec<&str>)> = vec![
         ("".into(), "tls = { ca = \"/no/nope.pem\" }", vec![route, "`ca`", "/no/nope.pem cannot be read", "must exist"]),
-        ("".into(), "tls = { ca = \"@/garbage.pem\" }", vec![route, "`ca`", "garbage.pem", "must be PEM"]),
-        ("".into(), "tls = { ca = \"@/empty.pem\" }", vec![route, "empty.pem: no certificate in it"]),
-        ("".into(), "tls = { cert = \"@/garbage.pem\", key = \"@/good.key\" }", vec![route, "garbage.pem", "good.key"]),
-        ("".into(), "tls = { cert = \"@/good.pem\", key = \"@/garbage.pem\" }", vec![route, "`key`", "garbage.pem"]),
+        ("".into(), "tls = { ca = \"../garbage.pem\" }", vec![route, "`ca`", "garbage.pem", "must be PEM"]),
+        ("".into(), "tls = { ca = \"../empty.pem\" }", vec![route, "empty.pem: no certificate in it"]),
+        ("".into(), "tls = { cert = \"../garbage.pem\", key = \"../good.key\" }", vec![route, "garbage.pem", "good.key"]),
+        ("".into(), "tls = { cert = \"../good.pem\", key = \"../garbage.pem\" }", vec![route, "`key`", "garbage.pem"]),
         (
             "".into(),
-            "tls = { cert = \"@/good.pem\", key = \"@/other.key\" }",
+            "tls = { cert = \"../good.pem\", key = \"../other.key\" }",
             vec![route, "good.pem", "other.key", "make sure that the key belongs"],
         ),
         ("".into(), "tls = { server_name = \"not a name\" }", vec![route, "`server_name` \"not a name\" is not a host name"]),
@@ -272,8 +272,7 @@ fn check_refuses_what_run_would_refuse_when_it_builds_it() {
     ];
     for (config, lines, parts) in cases {
         let check = with_files(&config, "");
-        let here = check.dir.path().display().to_string();
-        let check = check.file("channels.d/a.toml", &format!("{CHANNEL}{}\n", lines.replace("@", &here)));
+        let check = check.file("channels.d/a.toml", &format!("{CHANNEL}{lines}\n"));
         let said = check.refused();
         for part in parts {
             assert!(said.contains(part), "{config}{lines}: {part:?} is not in {said}");

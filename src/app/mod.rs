@@ -169,7 +169,7 @@ impl Node {
                 log,
                 transport: Arc::new(transport.clone()),
                 clock,
-                connectors: Arc::new(outbound::Outbound::default()),
+                connectors: Arc::new(outbound::Outbound::new(&config.node.channels)),
                 gate,
                 resend: resend.clone(),
                 directory: directory.clone(),

@@ -69,7 +69,7 @@ pub fn check(loaded: &Loaded, channels: &Channels, clients: &[Client]) -> Result
         }
     };
     let _entered = runtime.enter();
-    let ways = Outbound::default();
+    let ways = Outbound::new(&config.node.channels);
     for channel in &channels.list {
         for route in &channel.routes {
             if let Err(error) = ways.prepare(&channel.name, route).and_then(|open| open()) {

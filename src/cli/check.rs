@@ -105,7 +105,7 @@ fn warnings(loaded: &Loaded, channels: &[Channel], clients: &[Client]) -> Vec<St
         }
         for route in &channel.routes {
             // The folders of the sample are made together with it.
-            if let Some(file) = &route.file
+            if let Some(file) = &route.within(&config.node.channels).file
                 && !file.directory.is_dir()
                 && !sample
             {
