@@ -297,3 +297,59 @@ fn a_token_that_the_start_would_refuse_is_refused_by_check() {
     let said = check.refused();
     assert!(said.contains("admin.token_file: token holds less than 16 characters"), "{said}");
 }
+
+#[test]
+fn sizes_out_of_range_are_refused() {
+    for (text, key) in [
+        ("[ledger]\nmax_size = \"99999999 EiB\"\n", "hie.toml:2:12: ledger.max_size: 16"),
+        ("[ledger]\nmin_free = \"99999999 EiB\"\n", "hie.toml:2:12: ledger.min_free: 16"),
+        ("[ledger]\ncompress_from = \"99999999 EiB\"\n", "hie.toml:2:17: ledger.compress_from: 16"),
+        ("[limits]\nmax_body = \"99999999 EiB\"\n", "hie.toml:2:12: limits.max_body: 16"),
+    ] {
+        let said = Check::new(text).refused();
+        assert!(said.contains(key) && said.contains("is not within"), "{said}");
+    }
+    let channel = CHANNEL.replace("when", "max_body = \"99999999 EiB\"\nwhen");
+    let said = Check::new("").file("channels.d/a.toml", &channel).refused();
+    assert!(said.contains("channels.d/a.toml:2:8: max_body: ") && said.contains("out of range; at most 1 TiB"), "{said}");
+}
+
+#[test]
+fn a_variable_that_names_a_section_alone_is_told() {
+    for (name, such_as) in
+        [("HIE_NODE", "HIE_NODE__"), ("HIE_MLLP", "HIE_MLLP__"), ("HIE_ALERTS_WEBHOOK", "HIE_ALERTS__WEBHOOK__")]
+    {
+        let output = Check::new("").file("channels.d/a.toml", CHANNEL).env(name, "x").arg("-q").run("check");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        let expected = format!(
+            "hie: warning: {name}: is ignored: it names a section without a key; write HIE_SECTION__KEY, such as {such_as}"
+        );
+        assert!(said.starts_with(&expected), "{said}");
+    }
+    // What Kubernetes sets for a service called hie, or hie-http.
+    let check = Check::new("").file("channels.d/a.toml", CHANNEL).env("HIE_PORT", "tcp://10.0.0.1:5001").arg("-q");
+    let output = check.env("HIE_HTTP_PORT", "tcp://10.0.0.1:5001").env("HIE_SERVICE_HOST", "10.0.0.1").run("check");
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}
+
+#[test]
+fn what_a_route_expects_is_told_in_an_operators_words() {
+    for (lines, expected) in [
+        ("tls = { caa = \"x\" }", "channels.d/a.toml:7:9: unknown key `caa`; did you mean `ca`?"),
+        (
+            "retry = \"5s\"",
+            "channels.d/a.toml:7:9: expected a table, found string \"5s\"; write { first = \"500ms\", max = \"60s\" }",
+        ),
+        ("in_flight = \"many\"", "channels.d/a.toml:7:13: expected a whole number from 0, found string \"many\""),
+    ] {
+        let said = Check::new("").file("channels.d/a.toml", &format!("{CHANNEL}{lines}\n")).refused();
+        assert_eq!(said, format!("hie: {expected}\n"));
+    }
+    let file = CHANNEL.replace("mllp = [\"h:2575\"]", "file = \"x\"");
+    let said = Check::new("").file("channels.d/a.toml", &file).refused();
+    assert_eq!(said, "hie: channels.d/a.toml:6:8: expected a table, found string \"x\"; write { directory = \"/srv/out\" }\n");
+    let rate = "[[client]]\nname = \"lab\"\nrate = 5\n";
+    let said = Check::new("").file("clients.d/a.toml", rate).refused();
+    assert!(said.contains("expected a table; write { per_second = 50, burst = 200 }"), "{said}");
+}
