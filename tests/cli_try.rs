@@ -82,7 +82,7 @@ fn the_channel_that_takes_it_is_named_with_all_its_routes() {
     let routes = &report["routes"];
     assert_eq!((routes[0]["route"].as_str(), routes[0]["primary"].as_bool()), (Some("mpi"), Some(true)));
     assert_eq!(routes[0]["targets"][1], "mllp://127.0.0.1:2");
-    assert_eq!(routes[1]["route"], "copy");
+    assert_eq!((&routes[1]["route"], &routes[1]["targets"][0]), (&"copy".into(), &"channels.d/out".into()));
     // No identifier is in what is printed: only how many there are, and hashes.
     assert!(!json.to_string().contains("111") || !json.to_string().contains("222"));
 }

@@ -196,3 +196,160 @@ fn paths_of_the_file_are_relative_to_it() {
     let store = json["values"].as_array().expect("values").iter().find(|v| v["key"] == "node.store").expect("node.store");
     assert_eq!(store["value"], check.dir.path().join("data").to_str().expect("UTF-8"));
 }
+
+/// A pair as PEM: certificate and key.
+fn pair() -> (String, String) {
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let params = rcgen::CertificateParams::new(vec!["localhost".into()]).expect("parameters");
+    (params.self_signed(&key).expect("a certificate").pem(), key.serialize_pem())
+}
+
+/// Garbage that looks like a certificate until it is parsed.
+const GARBAGE: &str = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+
+/// A configuration with files around it: a good pair, another one's key, and what is no certificate.
+fn with_files(config: &str, route: &str) -> Check {
+    let ((cert, key), (_, other)) = (pair(), pair());
+    Check::new(&format!("[node]\nstore = \"data\"\n{config}"))
+        .file("channels.d/a.toml", &format!("{CHANNEL}{route}"))
+        .file("good.pem", &cert)
+        .file("good.key", &key)
+        .file("other.key", &other)
+        .file("garbage.pem", GARBAGE)
+        .file("empty.pem", "")
+        .arg("--set")
+        .arg("admin.token_file=token")
+}
+
+#[test]
+fn check_refuses_what_run_would_refuse_when_it_builds_it() {
+    let https = |more: &str| format!("[http]\ntls_listen = \"127.0.0.1:0\"\n[http.tls]\n{more}\n");
+    let mllps = |more: &str| format!("[[mllp]]\nname = \"lab\"\nlisten = \"127.0.0.1:0\"\n[mllp.tls]\n{more}\n");
+    let mail = "[[alerts.mail]]\nsmtp = \"localhost:25\"\nto = [\"it@example.org\"]\nfrom = \"hie@example.org\"\n";
+    let hook = "[[alerts.webhook]]\nurl = \"https://localhost/\"\n";
+    let good = "cert = \"good.pem\"\nkey = \"good.key\"\n";
+    let route = "channels.d/a.toml:5:8: channel a.b, route r: ";
+    // hie.toml, lines of the route, all parts that have to be said.
+    let cases: Vec<(String, &str, Vec<&str>)> = vec![
+        ("".into(), "tls = { ca = \"/no/nope.pem\" }", vec![route, "`ca`", "/no/nope.pem cannot be read", "must exist"]),
+        ("".into(), "tls = { ca = \"../garbage.pem\" }", vec![route, "`ca`", "garbage.pem", "must be PEM"]),
+        ("".into(), "tls = { ca = \"../empty.pem\" }", vec![route, "empty.pem: no certificate in it"]),
+        ("".into(), "tls = { cert = \"../garbage.pem\", key = \"../good.key\" }", vec![route, "garbage.pem", "good.key"]),
+        ("".into(), "tls = { cert = \"../good.pem\", key = \"../garbage.pem\" }", vec![route, "`key`", "garbage.pem"]),
+        (
+            "".into(),
+            "tls = { cert = \"../good.pem\", key = \"../other.key\" }",
+            vec![route, "good.pem", "other.key", "make sure that the key belongs"],
+        ),
+        ("".into(), "tls = { server_name = \"not a name\" }", vec![route, "`server_name` \"not a name\" is not a host name"]),
+        (
+            "".into(),
+            "[[channel.route]]\nname = \"web\"\nhttp = [\"http://h:99999/\"]",
+            vec!["channels.d/a.toml:8:8", "no valid host and port"],
+        ),
+        (https("cert = \"garbage.pem\"\nkey = \"good.key\""), "", vec!["http.tls.key: certificate garbage.pem and key good.key"]),
+        (https("cert = \"empty.pem\"\nkey = \"good.key\""), "", vec!["hie.toml:6:8: http.tls.cert: empty.pem", "must be PEM"]),
+        (
+            https("cert = \"good.pem\"\nkey = \"other.key\""),
+            "",
+            vec!["hie.toml:7:7: http.tls.key: ", "good.pem", "other.key", "make sure that the key belongs"],
+        ),
+        (
+            https(&format!("{good}client_ca = \"garbage.pem\"")),
+            "",
+            vec!["hie.toml:8:13: http.tls.client_ca: garbage.pem", "must be"],
+        ),
+        (mllps("cert = \"empty.pem\"\nkey = \"good.key\""), "", vec!["hie.toml:7:8: mllp.0.tls.cert: empty.pem"]),
+        (mllps("cert = \"good.pem\"\nkey = \"other.key\""), "", vec!["hie.toml:8:7: mllp.0.tls.key: ", "other.key"]),
+        (mllps(&format!("{good}client_ca = \"empty.pem\"")), "", vec!["hie.toml:9:13: mllp.0.tls.client_ca: empty.pem"]),
+        (
+            format!("{mail}tls = \"starttls\"\nca = \"garbage.pem\"\n"),
+            "",
+            vec!["hie.toml:", "alerts.mail.0", "garbage.pem", "must be a PEM"],
+        ),
+        (mail.replace("it@example.org", "it at@x y"), "", vec!["hie.toml:", "alerts.mail.0", "no mail address"]),
+        (format!("{hook}ca = \"empty.pem\"\n"), "", vec!["hie.toml:", "alerts.webhook.0", "empty.pem", "no certificate in it"]),
+    ];
+    for (config, lines, parts) in cases {
+        let check = with_files(&config, "");
+        let check = check.file("channels.d/a.toml", &format!("{CHANNEL}{lines}\n"));
+        let said = check.refused();
+        for part in parts {
+            assert!(said.contains(part), "{config}{lines}: {part:?} is not in {said}");
+        }
+        let run = check.run("run");
+        assert_eq!(run.status.code(), Some(65), "{config}{lines}");
+        assert_eq!(String::from_utf8_lossy(&run.stderr), said, "run and check say the same");
+        assert!(!check.dir.path().join("data").exists(), "nothing was opened for {config}{lines}");
+    }
+    // All of them at once, and nothing where all is well.
+    let two = with_files(&https("cert = \"good.pem\"\nkey = \"other.key\""), "tls = { ca = \"/no/nope.pem\" }").refused();
+    assert!(two.contains("other.key") && two.contains("nope.pem") && two.lines().count() == 2, "{two}");
+    let well = with_files(&https(&format!("{good}client_ca = \"good.pem\"")), "").run("check");
+    assert!(well.status.success(), "{}", String::from_utf8_lossy(&well.stderr));
+}
+
+#[test]
+fn a_token_that_the_start_would_refuse_is_refused_by_check() {
+    let check = with_files("", "").file("token", "short");
+    std::fs::set_permissions(check.dir.path().join("token"), std::os::unix::fs::PermissionsExt::from_mode(0o600))
+        .expect("a mode");
+    let said = check.refused();
+    assert!(said.contains("admin.token_file: token holds less than 16 characters"), "{said}");
+}
+
+#[test]
+fn sizes_out_of_range_are_refused() {
+    for (text, key) in [
+        ("[ledger]\nmax_size = \"99999999 EiB\"\n", "hie.toml:2:12: ledger.max_size: 16"),
+        ("[ledger]\nmin_free = \"99999999 EiB\"\n", "hie.toml:2:12: ledger.min_free: 16"),
+        ("[ledger]\ncompress_from = \"99999999 EiB\"\n", "hie.toml:2:17: ledger.compress_from: 16"),
+        ("[limits]\nmax_body = \"99999999 EiB\"\n", "hie.toml:2:12: limits.max_body: 16"),
+    ] {
+        let said = Check::new(text).refused();
+        assert!(said.contains(key) && said.contains("is not within"), "{said}");
+    }
+    let channel = CHANNEL.replace("when", "max_body = \"99999999 EiB\"\nwhen");
+    let said = Check::new("").file("channels.d/a.toml", &channel).refused();
+    assert!(said.contains("channels.d/a.toml:2:8: max_body: ") && said.contains("out of range; at most 1 TiB"), "{said}");
+}
+
+#[test]
+fn a_variable_that_names_a_section_alone_is_told() {
+    for (name, such_as) in
+        [("HIE_NODE", "HIE_NODE__"), ("HIE_MLLP", "HIE_MLLP__"), ("HIE_ALERTS_WEBHOOK", "HIE_ALERTS__WEBHOOK__")]
+    {
+        let output = Check::new("").file("channels.d/a.toml", CHANNEL).env(name, "x").arg("-q").run("check");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        let expected = format!(
+            "hie: warning: {name}: is ignored: it names a section without a key; write HIE_SECTION__KEY, such as {such_as}"
+        );
+        assert!(said.starts_with(&expected), "{said}");
+    }
+    // What Kubernetes sets for a service called hie, or hie-http.
+    let check = Check::new("").file("channels.d/a.toml", CHANNEL).env("HIE_PORT", "tcp://10.0.0.1:5001").arg("-q");
+    let output = check.env("HIE_HTTP_PORT", "tcp://10.0.0.1:5001").env("HIE_SERVICE_HOST", "10.0.0.1").run("check");
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}
+
+#[test]
+fn what_a_route_expects_is_told_in_an_operators_words() {
+    for (lines, expected) in [
+        ("tls = { caa = \"x\" }", "channels.d/a.toml:7:9: unknown key `caa`; did you mean `ca`?"),
+        (
+            "retry = \"5s\"",
+            "channels.d/a.toml:7:9: expected a table, found string \"5s\"; write { first = \"500ms\", max = \"60s\" }",
+        ),
+        ("in_flight = \"many\"", "channels.d/a.toml:7:13: expected a whole number from 0, found string \"many\""),
+    ] {
+        let said = Check::new("").file("channels.d/a.toml", &format!("{CHANNEL}{lines}\n")).refused();
+        assert_eq!(said, format!("hie: {expected}\n"));
+    }
+    let file = CHANNEL.replace("mllp = [\"h:2575\"]", "file = \"x\"");
+    let said = Check::new("").file("channels.d/a.toml", &file).refused();
+    assert_eq!(said, "hie: channels.d/a.toml:6:8: expected a table, found string \"x\"; write { directory = \"/srv/out\" }\n");
+    let rate = "[[client]]\nname = \"lab\"\nrate = 5\n";
+    let said = Check::new("").file("clients.d/a.toml", rate).refused();
+    assert!(said.contains("expected a table; write { per_second = 50, burst = 200 }"), "{said}");
+}

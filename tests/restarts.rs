@@ -183,6 +183,53 @@ fn upgrades_in_place_fail_no_request() {
     traffic.judge(&lis, rounds);
 }
 
+/// A route that cannot be built is refused by the check before the upgrade, by HUP and by `hie check` in the same words; the node
+/// goes on as it was, and the upgrade succeeds when it is mended, whatever the check has to warn of.
+#[test]
+fn an_upgrade_that_would_fail_is_refused_and_the_node_goes_on() {
+    let lis = Receiver::willing();
+    let mut node = Builder::new().channel(all_to(&lis)).start();
+    // Signals are taken over a moment after health says that it accepts.
+    assert!(wait_until(Duration::from_secs(10), || node.log().contains("ready store=")), "{}", node.log_tail(20));
+    let before = image(node.pid());
+    let well = node.setup.channels.clone();
+    let broken = queue("test.broken", "false") + &route("r", "mllp = [\"h:1\"]", "tls = { ca = \"/no/nope.pem\" }");
+    node.setup.channels.push(broken);
+    node.write_config();
+    let told = |node: &Node, words: &str| {
+        let line = |log: &str| log.lines().any(|l| l.contains(words) && l.contains("route r") && l.contains("/no/nope.pem"));
+        assert!(wait_until(Duration::from_secs(20), || line(&node.log())), "{words}\n{}", node.log_tail(20));
+    };
+    node.signal(Signal::SIGHUP);
+    told(&node, "not reloaded");
+    let config = node.config_file();
+    let check = node.command(&["check", "-q", "--config", config.to_str().expect("a path")]).output().expect("hie check");
+    let said = String::from_utf8_lossy(&check.stderr).into_owned();
+    assert_eq!(check.status.code(), Some(65), "{said}");
+    assert!(said.contains("test.toml:") && said.contains("route r") && said.contains("/no/nope.pem"), "{said}");
+    node.signal(Signal::SIGUSR2);
+    told(&node, "upgrade refused");
+    assert_eq!(image(node.pid()), before, "the old program goes on");
+    let sent = Load { count: Some(20), ..Load::new(Via::Mllp(node.mllp)) }.run(Duration::from_secs(20));
+    assert!(sent.acknowledged.len() >= 20 && sent.refused.is_empty(), "{}", node.log_tail(20));
+    assert!(lis.wait_for(&sent, Duration::from_secs(20)), "all acknowledged delivered");
+    // Mended, with more warnings than anybody reads.
+    node.setup.channels = well;
+    for n in 0..400 {
+        let folder = format!("file = {{ directory = \"/no/such/folder/{n}\" }}");
+        node.setup.channels.push(queue(&format!("test.warned{n}"), "false") + &route("r", &folder, ""));
+    }
+    node.write_config();
+    node.signal(Signal::SIGUSR2);
+    let replaced = wait_until(Duration::from_secs(30), || {
+        let now = image(node.pid());
+        !now.is_empty() && now != before
+    });
+    assert!(replaced, "{}", node.log_tail(20));
+    node.wait_ready(Duration::from_secs(30)).unwrap_or_else(|e| panic!("{e}\n{}", node.log_tail(20)));
+    assert!(node.alive());
+}
+
 /// Tells one program in a process from the next: the auxiliary vector holds addresses that are chosen anew at each exec.
 fn image(pid: i32) -> Vec<u8> {
     std::fs::read(format!("/proc/{pid}/auxv")).unwrap_or_default()

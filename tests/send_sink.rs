@@ -410,3 +410,17 @@ fn arguments_are_checked() {
         assert_eq!(command.try_get_matches_from(line.split(' ')).is_ok(), good, "{line}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn quiet_leaves_the_summary() {
+    let (sink, _) = keeping(Behaviour::default()).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let sample = folder.path().join("a.hl7");
+    std::fs::write(&sample, "MSH|^~\\&|A|B|C|D|20260101||ADT^A01|1|P|2.5\rPID|1\r").expect("written");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_hie"));
+    command.args(["send", "--quiet", "--mllp", &sink.mllp.expect("MLLP").to_string()]).arg(&sample);
+    let output = tokio::task::spawn_blocking(move || command.output()).await.expect("joined").expect("hie runs");
+    assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("sent") && said.contains("accepted"), "{said}");
+}

@@ -9,7 +9,10 @@ use super::{
     files::Tables,
     shared::App,
 };
-use crate::{channel::Channel, telemetry::admin::Changed};
+use crate::{
+    channel::{Channel, load::explain},
+    telemetry::admin::Changed,
+};
 use axum::{
     Extension, Json,
     extract::{Path, State},
@@ -167,7 +170,7 @@ fn read(json: Value, name: Option<&str>) -> Result<Channel, ApiError> {
     drop_nulls(&mut map);
     let channel: Channel = serde_json::from_value(Value::Object(map)).map_err(|e| match e.line() {
         // From a value there is no place to tell; what the message repeats is configuration.
-        0 => ApiError::bad(e.to_string(), HINT),
+        0 => ApiError::bad(explain(&e.to_string()), HINT),
         _ => wrong_json(&e),
     })?;
     let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');

@@ -29,6 +29,19 @@ pub enum TokenError {
 }
 
 impl Token {
+    /// Whether [`Token::load_or_create`] would refuse the file. One that is not there, or that only the node's own user may
+    /// read, is not judged.
+    pub fn check(path: &Path) -> Result<(), TokenError> {
+        match Self::read(path) {
+            Err(TokenError::Io { source, .. })
+                if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) =>
+            {
+                Ok(())
+            }
+            read => read.map(drop),
+        }
+    }
+
     /// Reads the file, or makes it: 32 random bytes in base64url, mode 0600. `true`: it was made now.
     pub fn load_or_create(path: &Path) -> Result<(Self, bool), TokenError> {
         let failed = |source| TokenError::Io { path: path.into(), source };
@@ -37,6 +50,11 @@ impl Token {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             Err(e) => return Err(failed(e)),
         }
+        Ok((Self::read(path)?, false))
+    }
+
+    fn read(path: &Path) -> Result<Self, TokenError> {
+        let failed = |source| TokenError::Io { path: path.into(), source };
         let mode = fs::metadata(path).map_err(failed)?.mode() & 0o7777;
         // Its group may read it: that is how a secret is mounted into a container.
         if mode & 0o027 != 0 {
@@ -45,7 +63,7 @@ impl Token {
         let text = fs::read_to_string(path).map_err(failed)?;
         match text.trim() {
             token if token.len() < 16 => Err(TokenError::Short { path: path.into() }),
-            token => Ok((Self::new(token), false)),
+            token => Ok(Self::new(token)),
         }
     }
 

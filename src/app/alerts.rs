@@ -1,5 +1,6 @@
 //! Alerts joined with the node: what they look at, and where they are kept.
 
+use super::prepare::Wrong;
 use crate::{
     admin::feed::{AlertEvent, AlertSource, Feed},
     alert::{
@@ -8,7 +9,10 @@ use crate::{
     },
     config::Config,
     engine::{Engine, directory::Directory, ports::Control},
-    gateway::{inbound::expiry, outbound::notify},
+    gateway::{
+        inbound::expiry,
+        outbound::notify::{self, NotifyError},
+    },
     host,
     ledger::Ledger,
     telemetry::{alert as events, cpu_times, engine, usage},
@@ -30,9 +34,10 @@ use tokio_util::sync::CancellationToken;
 const NAME: &str = "alerts.json";
 const VERSION: u32 = 1;
 
-/// Those who are told. Errors are mistakes in the configuration.
-pub(super) fn receivers(config: &Config) -> anyhow::Result<Vec<Arc<dyn Receiver>>> {
-    notify::receivers(&config.alerts, &config.node.name).context("[alerts]")
+/// Those who are told; or every mistake in the configuration, with its key.
+pub(super) fn receivers(config: &Config) -> Result<Vec<Arc<dyn Receiver>>, Vec<Wrong>> {
+    let wrong = |e: NotifyError| Wrong { key: e.key(), text: e.to_string() };
+    notify::receivers(&config.alerts, &config.node.name).map_err(|all| all.into_iter().map(wrong).collect())
 }
 
 /// Starts to look, and to tell.

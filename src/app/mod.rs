@@ -6,9 +6,12 @@ mod feed;
 mod instances;
 mod outbound;
 mod pauses;
+mod prepare;
 mod records;
 mod reload;
 mod store;
+
+pub use prepare::check;
 
 use crate::message::hl7::charset;
 use crate::{
@@ -21,7 +24,7 @@ use crate::{
         ports::{Control, Log},
         resend::ResendWindow,
     },
-    gateway::inbound::{self, http::HttpServer, mllp::MllpServer},
+    gateway::inbound::{http::HttpServer, mllp::MllpServer},
     host::{
         self,
         clock::SystemClock,
@@ -135,7 +138,8 @@ impl Node {
         let store = &config.node.store;
         let channels = reload::channels(&config.node.channels).map_err(StartError::Config)?;
         let clients = reload::clients(&config.node.clients).map_err(StartError::Config)?;
-        let receivers = alerts::receivers(config).map_err(StartError::Config)?;
+        let receivers = alerts::receivers(config).map_err(|e| StartError::Config(prepare::told(e)))?;
+        let ports = ports(config, listeners).map_err(StartError::Config)?;
         let ledger = store::open(config)?;
         let log: Arc<dyn Log> = ledger.clone();
         let delivery = tokio::runtime::Builder::new_multi_thread()
@@ -165,7 +169,7 @@ impl Node {
                 log,
                 transport: Arc::new(transport.clone()),
                 clock,
-                connectors: Arc::new(outbound::Outbound::default()),
+                connectors: Arc::new(outbound::Outbound::new(&config.node.channels)),
                 gate,
                 resend: resend.clone(),
                 directory: directory.clone(),
@@ -174,9 +178,9 @@ impl Node {
                 troubles: Box::new(move || troubles.not_ready().map(str::to_owned).into_iter().collect()),
                 runtime: delivery.handle().clone(),
             },
-            channels,
+            channels.list.clone(),
         )
-        .map_err(|e| StartError::Config(e.into()))?;
+        .map_err(|e| StartError::Config(reload::refused(&channels, e)))?;
         store::restore(&ledger, &transport, &resend)?;
         ledger.start(Arc::new(Sink(transport.clone()))).context("the ledger cannot be started")?;
         transport.launch();
@@ -192,7 +196,7 @@ impl Node {
         admin.push(told);
         let shared = Shared {
             intake: engine.clone(),
-            open: ports(config, listeners).map_err(StartError::Config)?,
+            open: ports,
             folders: config.file.clone(),
             drain: drain.clone(),
             drain_timeout: config.node.drain_timeout,
@@ -287,19 +291,16 @@ fn policies(config: &Config) -> HashMap<String, ListenerPolicy> {
 /// Prepares what all instances share of each port; the result gives an instance its descriptors.
 fn ports(config: &Config, listeners: &Arc<Listeners>) -> anyhow::Result<Open> {
     let mut ports: Vec<(String, Port)> = Vec::new();
+    let mut acceptors = prepare::acceptors(config).map_err(prepare::told)?;
     let max_body = config.limits.max_body.as_u64();
     if config.http.listen.is_some() {
         ports.push(("http".into(), Port::Http(HttpServer::new(config.http.clone(), None, max_body))));
     }
-    if let (Some(_), Some(tls)) = (config.http.tls_listen, &config.http.tls) {
-        let acceptor = inbound::tls::acceptor(tls, inbound::http::ALPN).context("[http.tls]")?;
+    if let Some(acceptor) = acceptors.remove("http") {
         ports.push(("https".into(), Port::Http(HttpServer::new(config.http.clone(), Some(acceptor), max_body))));
     }
-    for mllp in &config.mllp {
-        let acceptor = match &mllp.tls {
-            Some(tls) => Some(inbound::tls::acceptor(tls, &[]).with_context(|| format!("[[mllp]] {}", mllp.name))?),
-            None => None,
-        };
+    for (i, mllp) in config.mllp.iter().enumerate() {
+        let acceptor = acceptors.remove(&format!("mllp.{i}"));
         ports.push((format!("mllp:{}", mllp.name), Port::Mllp(MllpServer::new(mllp.clone(), acceptor))));
     }
     let listeners = listeners.clone();

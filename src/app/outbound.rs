@@ -7,6 +7,7 @@ use crate::{
 };
 use std::{
     collections::HashMap,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
 
@@ -17,14 +18,24 @@ type RouteName = (String, String);
 type Known = (Vec<String>, Arc<Targets>);
 
 /// Keeps each route's balancing state over reloads of the configuration.
-#[derive(Default)]
 pub(super) struct Outbound {
+    /// Of the channel files: what relative paths of routes start from.
+    folder: PathBuf,
     targets: Mutex<HashMap<RouteName, Known>>,
+}
+
+impl Outbound {
+    /// For channels of this folder.
+    pub fn new(folder: &Path) -> Self {
+        Self { folder: folder.into(), targets: Mutex::default() }
+    }
 }
 
 impl Connectors for Outbound {
     fn prepare(&self, channel: &str, route: &Route) -> Result<OpenConnector, String> {
-        let names: Vec<String> = route.http.iter().chain(&route.mllp).cloned().collect();
+        let route = &route.within(&self.folder);
+        let folder = route.file.iter().map(|f| f.directory.display().to_string());
+        let names: Vec<String> = route.http.iter().chain(&route.mllp).cloned().chain(folder).collect();
         let targets = {
             let mut all = self.targets.lock().unwrap_or_else(|e| e.into_inner());
             let key = (channel.to_owned(), route.name.clone());

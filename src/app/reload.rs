@@ -1,9 +1,9 @@
 //! Channels and clients from their folders, at start and again on SIGHUP.
 
 use crate::{
-    channel::{self, Channel, client::Client},
-    config::{Config, clients as client_files},
-    engine::{Engine, directory::Directory},
+    channel::client::Client,
+    config::{Channels, Config, channels as channel_files, clients as client_files},
+    engine::{Engine, SetError, directory::Directory},
     telemetry::app as events,
 };
 use anyhow::Context;
@@ -11,18 +11,16 @@ use std::path::Path;
 
 /// All channels of `channels.d/*.toml`, in the order of the files' names. A folder that is not there holds none.
 /// The error tells every mistake of every file.
-pub(super) fn channels(folder: &Path) -> anyhow::Result<Vec<Channel>> {
-    let mut all = Vec::new();
-    let mut wrong = Vec::new();
-    for path in client_files::toml_files(folder).with_context(|| format!("channels folder {}", folder.display()))? {
-        let name = path.display().to_string();
-        let text = std::fs::read_to_string(&path).with_context(|| format!("channel file {name}"))?;
-        match channel::load::parse(&text, &name) {
-            Ok(channels) => all.extend(channels),
-            Err(error) => wrong.push(error.to_string()),
-        }
+pub(super) fn channels(folder: &Path) -> anyhow::Result<Channels> {
+    channel_files::load(folder).map_err(|wrong| anyhow::anyhow!(wrong.join("\n")))
+}
+
+/// Why the engine refuses the channels, with the place of the route that it names.
+pub(super) fn refused(channels: &Channels, error: SetError) -> anyhow::Error {
+    match error {
+        SetError::Route(channel, route, what) => anyhow::anyhow!(channels.wrong(&channel, &route, &what)),
+        other => other.into(),
     }
-    if wrong.is_empty() { Ok(all) } else { Err(anyhow::anyhow!(wrong.join("\n"))) }
 }
 
 /// All clients of `clients.d/*.toml`. The error tells every mistake of every file.
@@ -41,8 +39,10 @@ pub(super) fn all(config: &Config, engine: &Engine, directory: &Directory) {
 fn try_all(config: &Config, engine: &Engine, directory: &Directory) -> anyhow::Result<()> {
     let channels = channels(&config.node.channels)?;
     let clients = clients(&config.node.clients)?;
-    let counts = (channels.len(), clients.len());
-    engine.configure(channels)?;
+    let counts = (channels.list.len(), clients.len());
+    // Compiled before the channels are in force: both or neither.
+    Directory::new(clients.clone()).with_context(|| format!("clients of {}", config.node.clients.display()))?;
+    engine.configure(channels.list.clone()).map_err(|e| refused(&channels, e))?;
     directory.replace(clients)?;
     events::Reloaded { channels: counts.0, clients: counts.1 }.emit();
     Ok(())

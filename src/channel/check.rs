@@ -5,6 +5,8 @@ use std::time::Duration;
 
 /// Longest name of a channel or route.
 const MAX_NAME: usize = 128;
+/// Largest body that `max_body` may allow, in bytes: that of `limits.max_body`.
+const LARGEST_BODY: u64 = 1 << 40;
 /// Headers whose values are credentials: they are referred to, never written into a channel.
 const CREDENTIALS: [&str; 5] = ["authorization", "proxy-authorization", "cookie", "x-api-key", "api-key"];
 /// Headers of one hop or of the framing, which the connection itself decides.
@@ -46,6 +48,9 @@ pub fn check(channel: &Channel) -> Vec<Fault> {
     }
     if channel.max_body.is_some_and(|size| size.as_u64() == 0) {
         fault(Place::Name, "max_body is 0: nothing could be taken; leave it out for the node's limit".into());
+    }
+    if let Some(size) = channel.max_body.filter(|size| size.as_u64() > LARGEST_BODY) {
+        fault(Place::Name, format!("max_body: {size} is out of range; at most 1 TiB"));
     }
     if channel.silent_after.is_some_and(|after| after.is_zero()) {
         fault(Place::Name, "silent_after is 0: the alert would never end; leave it out for none".into());
@@ -165,8 +170,10 @@ fn wrong_url(url: &str) -> Option<String> {
     if authority.as_str().contains('@') {
         return Some("an http destination holds a user name or password; use headers with a value file:PATH".into());
     }
-    (authority.host().is_empty() || authority.port_u16() == Some(0) || authority.as_str().ends_with(':'))
-        .then(|| "an http destination has no valid host and port".into())
+    // A port beyond 65535 is no port to the parser, and not a mistake either.
+    let port = authority.as_str().strip_prefix(authority.host()).unwrap_or_default();
+    (authority.host().is_empty() || !port.is_empty() && authority.port_u16().is_none_or(|port| port == 0))
+        .then(|| "an http destination has no valid host and port (1 to 65535)".into())
 }
 
 fn wrong_target(target: &str) -> Option<String> {
@@ -249,7 +256,7 @@ mod tests {
         for target in ["h", "h:", "h:0", "h:70000", ":1", "h:+1", "[::g]:1", "a b:1", "mllp://h:1"] {
             only("", &format!("mllp = [\"{target}\"]"), "no mllp destination");
         }
-        for url in ["h", "ftp://h/", "/x", "http://", "http://h:0/", "http://h:/"] {
+        for url in ["h", "ftp://h/", "/x", "http://", "http://h:0/", "http://h:/", "http://h:99999/", "http://[::1]:65536/"] {
             only("", &format!("http = [\"{url}\"]"), "http destination");
         }
         let all = faults("", "http = [\"http://user:secret@h/\"]");
@@ -295,6 +302,7 @@ mod tests {
         let mllp = "mllp = [\"h:1\"]";
         only("mode = \"proxy\"", "file = { directory = \"/x\" }", "proxy mode");
         only("max_body = 0", mllp, "max_body");
+        only("max_body = \"99999999 EiB\"", mllp, "out of range");
         only("allow = [\" \"]", mllp, "allow");
         only("order = \"nobody\"", mllp, "order");
         let two = "mllp = [\"h:1\"]\nprimary = true\n[[route]]\nname = \"s\"\nmllp = [\"h:1\"]\nprimary = true";

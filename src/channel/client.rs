@@ -13,6 +13,7 @@
 //! rate = { per_second = 50, burst = 200 }
 //! ```
 
+use super::load::in_words;
 use argon2::password_hash::PasswordHash;
 use serde::{Deserialize, Serialize};
 use std::{fmt, path::PathBuf, time::Duration};
@@ -208,7 +209,10 @@ fn toml_error(text: &str, error: &toml::de::Error) -> ClientError {
 /// `invalid type: string "secret", expected f64`: the value goes, the expectation stays.
 fn before_value(message: &str) -> String {
     match (message.split_once(": "), message.rsplit_once(", expected ")) {
-        (Some((what, _)), Some((_, expected))) => format!("{what}: expected {expected}"),
+        (Some((what, _)), Some((_, expected))) => {
+            let (expected, hint) = in_words(expected.trim_end());
+            format!("{what}: expected {expected}{hint}")
+        }
         _ => message.to_owned(),
     }
 }

@@ -56,6 +56,19 @@ pub fn parse(text: &str, file: &str) -> Result<Vec<Channel>, LoadError> {
     Ok(channels)
 }
 
+/// Line and column of each route's name, by channel and route in the order of the file; empty for what is no channel file.
+pub fn route_places(text: &str) -> Vec<Vec<(usize, usize)>> {
+    let places: Places = toml::from_str(text).unwrap_or_default();
+    // Counted once: a file may hold thousands of routes.
+    let lines: Vec<usize> = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
+    let at = |offset: usize| {
+        let line = lines.partition_point(|start| *start <= offset);
+        let before = text.get(lines.get(line - 1).copied().unwrap_or(0)..offset).unwrap_or("");
+        (line, before.chars().count() + 1)
+    };
+    places.channel.iter().map(|c| c.routes.iter().map(|r| at(r.name.span().start)).collect()).collect()
+}
+
 /// The known word that a wrong one probably means; `None` when none is near. Case, `-` and `_` do not count.
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let plain = |text: &str| text.to_ascii_lowercase().replace('-', "_");
@@ -63,9 +76,40 @@ pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
     known
         .into_iter()
         .map(|candidate| (strsim::damerau_levenshtein(&word, &plain(candidate)), candidate))
-        .filter(|(distance, candidate)| *distance <= candidate.len().min(word.len()) / 3)
+        .filter(|(distance, candidate)| {
+            // A third of the shorter one; of two or three letters, one.
+            let shorter = candidate.len().min(word.len());
+            *distance <= (shorter / 3).max(usize::from(shorter > 1))
+        })
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
+}
+
+/// What serde expects, in an operator's words, and how to write it (empty where that is clear).
+pub fn in_words(expected: &str) -> (&str, &'static str) {
+    match expected {
+        "u8" | "u16" | "u32" | "u64" | "usize" => ("a whole number from 0", ""),
+        "f64" => ("a number", ""),
+        "a boolean" => ("true or false", ""),
+        "a sequence" => ("a list", ""),
+        "a map" => ("a table", ""),
+        "a duration" => (expected, "; write it with its unit, such as \"30s\" or \"24h\""),
+        "an integer or string" | "parsable string" => ("a size", "; write a size such as \"64 MiB\""),
+        "struct FileTarget" => ("a table", "; write { directory = \"/srv/out\" }"),
+        "struct ClientTls" => ("a table", "; write { ca = \"ca.pem\" }"),
+        "struct Retry" => ("a table", "; write { first = \"500ms\", max = \"60s\" }"),
+        "struct Rate" => ("a table", "; write { per_second = 50, burst = 200 }"),
+        _ if expected.starts_with("struct ") => ("a table", ""),
+        _ => (expected, ""),
+    }
+}
+
+/// `invalid type: string "x", expected u32` in an operator's words.
+fn wrong_type(message: &str) -> Option<String> {
+    let (what, expected) = message.trim_end().rsplit_once(", expected ")?;
+    let found = what.strip_prefix("invalid type: ").or_else(|| what.strip_prefix("invalid value: "))?;
+    let (expected, hint) = in_words(expected);
+    Some(format!("expected {expected}, found {found}{hint}"))
 }
 
 /// Serde's error in an operator's words: an unknown key or value is named together with the nearest known one.
@@ -73,7 +117,7 @@ pub fn explain(message: &str) -> String {
     let what = match message {
         m if m.starts_with("unknown field ") => "key",
         m if m.starts_with("unknown variant ") => "value",
-        _ => return message.trim_end().replace("missing field", "missing key"),
+        m => return wrong_type(m).unwrap_or_else(|| m.trim_end().replace("missing field", "missing key")),
     };
     let mut words = message.split('`').skip(1).step_by(2);
     let Some(word) = words.next() else { return message.to_owned() };
@@ -161,6 +205,13 @@ mod tests {
     }
 
     #[test]
+    fn routes_have_places() {
+        let text = GOOD.to_owned() + "[[channel.route]]\nmllp = [\"é:1\"]\nname = \"s\"\n" + &GOOD.replace("a.b", "a.c");
+        assert_eq!(route_places(&text), [vec![(5, 8), (9, 8)], vec![(14, 8)]]);
+        assert!(route_places("no TOML").is_empty());
+    }
+
+    #[test]
     fn unknown_keys_and_values_name_the_nearest() {
         assert_eq!(wrong("when", "wen"), (3, 1, "unknown key `wen`; did you mean `when`?".into()));
         assert_eq!(wrong("mllp =", "timout = \"3s\"\nmllp ="), (6, 1, "unknown key `timout`; did you mean `timeout`?".into()));
@@ -174,7 +225,12 @@ mod tests {
     fn types_syntax_and_missing_keys_say_where() {
         let (line, column, message) = wrong("when", "priority = \"high\"\nwhen");
         assert_eq!((line, column), (3, 12));
-        assert!(message.contains("expected u32"), "{message}");
+        assert_eq!(message, "expected a whole number from 0, found string \"high\"");
+        assert_eq!(
+            wrong("mllp = [\"h:2575\"]", "file = \"out\"").2,
+            "expected a table, found string \"out\"; write { directory = \"/srv/out\" }"
+        );
+        assert!(wrong("mllp =", "timeout = \"soon\"\nmllp =").2.contains("such as \"30s\""));
         assert_eq!(wrong("'true'", "'true").0, 3);
         assert_eq!(wrong("name = \"a.b\"\n", "").2, "missing key `name`");
         assert_eq!(wrong("when", "enabled = 3\nwhen").0, 3);
@@ -205,6 +261,8 @@ mod tests {
         assert_eq!(nearest("timout", ["timeout", "retry"]), Some("timeout"));
         assert_eq!(nearest("ForwardPath", ["forward_path"]), Some("forward_path"));
         assert_eq!(nearest("Forward-Path", ["forward_path"]), Some("forward_path"));
+        assert_eq!(nearest("caa", ["ca", "cert", "key"]), Some("ca"));
+        assert_eq!(nearest("k", ["ca", "key"]), None);
         assert_eq!(nearest("xyz", ["abc", "timeout"]), None);
         assert_eq!(nearest("", ["a"]), None);
     }

@@ -34,7 +34,7 @@ pub use rule::{EvalError, Rule, RuleError, Subject};
 pub use set::{ChannelError, Compiled, Set};
 
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 /// One channel.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -233,11 +233,33 @@ impl Default for Retry {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FileTarget {
-    /// The folder; it must exist.
+    /// The folder; it must exist. Relative paths of a route: see [`Route::within`].
     pub directory: std::path::PathBuf,
     /// File name; `{id}`, `{time}`, `{kind}` are replaced. Default `{id}.hl7` for HL7, else `{id}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+}
+
+impl Route {
+    /// The same route, its relative paths (folder, TLS files, header values `file:PATH`) taken from `folder`: that of the channel
+    /// files, whatever the node's working directory is.
+    pub fn within(&self, folder: &Path) -> Self {
+        let mut route = self.clone();
+        if let Some(file) = &mut route.file {
+            file.directory = folder.join(&file.directory);
+        }
+        if let Some(tls) = &mut route.tls {
+            for path in [&mut tls.ca, &mut tls.cert, &mut tls.key].into_iter().flatten() {
+                *path = folder.join(&path);
+            }
+        }
+        for value in route.headers.values_mut() {
+            if let Some(path) = value.strip_prefix("file:") {
+                *value = format!("file:{}", folder.join(path).display());
+            }
+        }
+        route
+    }
 }
 
 /// TLS as a client.

@@ -6,8 +6,9 @@ use super::{
     output, sample,
 };
 use crate::{
-    channel::{self, Channel, client::Client},
-    config::{self, Loaded},
+    app,
+    channel::{Channel, client::Client},
+    config::{self, Channels, Loaded},
     ledger,
 };
 use clap::Args;
@@ -15,7 +16,8 @@ use serde_json::json;
 
 /// Check the configuration, and show every value with its origin
 ///
-/// Reads what `hie run` would read: file, environment, flags, channels and clients. Changes nothing, opens no port.
+/// Reads what `hie run` would read (file, environment, flags, channels, clients, certificates) and builds of it what a start would
+/// build. Changes nothing, opens no port, sends nothing.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -42,6 +44,8 @@ pub(super) fn main(args: CheckArgs) -> Result<(), Failure> {
     let preset: Vec<_> = args.preset.iter().map(|name| flag("--preset", "node.preset", name)).collect();
     let loaded = args.config.load(&preset)?;
     let (channels, clients) = contents(&loaded)?;
+    builds(&loaded, &channels, &clients)?;
+    let channels = channels.list;
     // A binary that is asked whether it could take over must be able to read what is stored.
     ledger::readable(&loaded.config.node.store.join("ledger")).map_err(Failure::unavailable)?;
     let warnings = warnings(&loaded, &channels, &clients);
@@ -59,12 +63,12 @@ pub(super) fn main(args: CheckArgs) -> Result<(), Failure> {
 
 /// The channels and clients of a configuration; every mistake of both folders at once. For a node that was given no
 /// configuration and has not run yet, the sample channels that it would write.
-pub(super) fn contents(loaded: &Loaded) -> Result<(Vec<Channel>, Vec<Client>), Failure> {
+pub(super) fn contents(loaded: &Loaded) -> Result<(Channels, Vec<Client>), Failure> {
     let config = &loaded.config;
     let channels = match loaded.file {
         None if !config.node.channels.exists() => {
             let text = sample::channels(&config.node.store);
-            channel::load::parse(&text, "sample channels").map_err(|e| vec![e.to_string()])
+            Channels::parse(&text, "sample channels").map_err(|e| vec![e.to_string()])
         }
         _ => config::channels::load(&config.node.channels),
     };
@@ -77,6 +81,11 @@ pub(super) fn contents(loaded: &Loaded) -> Result<(Vec<Channel>, Vec<Client>), F
             Err(Failure::config(wrong.join("\n")))
         }
     }
+}
+
+/// Builds what a start would build of it, and tells all that cannot be: certificates, destinations, receivers of alerts.
+pub(super) fn builds(loaded: &Loaded, channels: &Channels, clients: &[Client]) -> Result<(), Failure> {
+    app::check(loaded, channels, clients).map_err(|wrong| Failure::config(wrong.join("\n")))
 }
 
 /// What works but is probably not meant.
@@ -96,7 +105,7 @@ fn warnings(loaded: &Loaded, channels: &[Channel], clients: &[Client]) -> Vec<St
         }
         for route in &channel.routes {
             // The folders of the sample are made together with it.
-            if let Some(file) = &route.file
+            if let Some(file) = &route.within(&config.node.channels).file
                 && !file.directory.is_dir()
                 && !sample
             {

@@ -85,8 +85,8 @@ pub(super) fn main(args: &TryArgs) -> Result<(), Failure> {
     let loaded = args.config.load(&[])?;
     let (channels, clients) = check::contents(&loaded)?;
     let wrong = |e: &dyn std::fmt::Display| Failure::config(e.to_string());
-    let set =
-        Set::compile(channels).map_err(|e| Failure::config(e.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))?;
+    let set = Set::compile(channels.list)
+        .map_err(|e| Failure::config(e.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))?;
     let directory = Directory::new(clients).map_err(|e| wrong(&e))?;
     let sample = read(&args.sample)?;
 

@@ -72,7 +72,8 @@ pub(super) fn main(args: RunArgs) -> Result<(), Failure> {
     let upgrade = Upgrade::record(check).map_err(|e| Failure::failed(format!("cannot find this binary: {e}")))?;
     limits::raise_open_files();
     // Told here with every place, before anything is opened.
-    super::check::contents(&loaded)?;
+    let (channels, clients) = super::check::contents(&loaded)?;
+    super::check::builds(&loaded, &channels, &clients)?;
     let store = StoreLock::take(&loaded.config.node.store).map_err(Failure::unavailable)?;
     let sample = loaded.file.is_none();
     if sample {

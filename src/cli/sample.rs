@@ -17,6 +17,8 @@ const FILE: &str = "sample.toml";
 /// The sample channels of a node with this store.
 pub(super) fn channels(store: &Path) -> String {
     // A TOML basic string: backslash and quote are the only characters of a path that need care.
+    // Absolute: a relative path would start from the channels' folder.
+    let store = std::path::absolute(store).unwrap_or_else(|_| store.into());
     let store = store.to_string_lossy().replace('\\', "\\\\").replace('"', "\\\"");
     CHANNELS.replace("@STORE@", &store)
 }

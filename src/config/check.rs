@@ -63,7 +63,7 @@ pub(super) struct Check<'a> {
 
 impl Check<'_> {
     fn place(&self, key: &str) -> Origin {
-        self.origins.place(&key.split('.').map(str::to_owned).collect::<Vec<_>>())
+        self.origins.place_of(key)
     }
 
     pub(super) fn problem(&mut self, key: &str, text: impl AsRef<str>) {
@@ -219,6 +219,9 @@ impl Check<'_> {
         self.time("ledger.resend_window", ledger.resend_window, Duration::ZERO, 365 * DAY);
         self.count("ledger.resend_entries", ledger.resend_entries, 0, 100_000_000);
         self.size("ledger.segment_size", ledger.segment_size, ByteSize::kib(64), ByteSize::gib(64));
+        self.size("ledger.max_size", ledger.max_size, ByteSize::b(0), ByteSize::pib(1024));
+        self.size("ledger.compress_from", ledger.compress_from, ByteSize::b(0), ByteSize::tib(1));
+        self.size("ledger.min_free", ledger.min_free, ByteSize::b(0), ByteSize::pib(1));
         if ledger.max_size.as_u64() < ledger.segment_size.as_u64().saturating_mul(2) {
             let text = format!(
                 "{} holds fewer than two segments of ledger.segment_size ({}); only whole segments go",

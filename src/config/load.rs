@@ -6,7 +6,10 @@ use super::{
     layer::{self, Layer},
     nearest, preset, text, variables,
 };
-use crate::preset::{Machine, Tier};
+use crate::{
+    channel::load::in_words,
+    preset::{Machine, Tier},
+};
 use figment::{
     Figment,
     error::Kind,
@@ -207,30 +210,13 @@ fn problem(layers: &[Layer], origins: &Origins, path: &[String], kind: &Kind) ->
         }
         Kind::InvalidType(found, expected) | Kind::InvalidValue(found, expected) => {
             let list = variables::LISTS.iter().any(|list| list.join(".") == key) && expected == "a sequence";
-            let hint = match expected.as_str() {
-                _ if list => format!("; write [[{key}]], one such table for each"),
-                "a duration" => "; write it with its unit, such as \"30s\" or \"24h\"".into(),
-                "an integer or string" | "parsable string" => "; write a size such as \"64 MiB\"".into(),
-                _ => String::new(),
-            };
-            format!("{key}: expected {}, found {found}{hint}", plain(expected))
+            let (expected, hint) = in_words(expected);
+            let hint = if list { format!("; write [[{key}]], one such table for each") } else { hint.to_owned() };
+            format!("{key}: expected {expected}, found {found}{hint}")
         }
         other => format!("{key}: {other}"),
     };
     Problem::new(place, message)
-}
-
-/// Rust's words for types in an operator's.
-fn plain(expected: &str) -> &str {
-    match expected {
-        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number from 0",
-        "f64" => "a number",
-        "a boolean" => "true or false",
-        "a sequence" => "a list",
-        "an integer or string" | "parsable string" => "a size",
-        _ if expected.starts_with("struct ") => "a table",
-        _ => expected,
-    }
 }
 
 /// Makes paths usable: those of the file are relative to its folder, those of variables and flags to the working

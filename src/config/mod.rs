@@ -29,6 +29,7 @@ mod variables;
 #[cfg(test)]
 mod tests;
 
+pub use self::channels::Channels;
 pub use admin::{Admin, Health};
 pub use alerts::{Alerts, Mail, MailTls, Webhook};
 pub use error::{ConfigError, Problem};

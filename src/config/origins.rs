@@ -69,6 +69,11 @@ impl Origins {
         self.at(&key.split('.').map(str::to_owned).collect::<Vec<_>>())
     }
 
+    /// Where a mistake at a dotted key stands: the value's place, else the closest one that was given.
+    pub fn place_of(&self, key: &str) -> Origin {
+        self.place(&key.split('.').map(str::to_owned).collect::<Vec<_>>())
+    }
+
     fn at(&self, path: &[String]) -> Origin {
         self.given.get(path).cloned().unwrap_or(Origin::Default)
     }

@@ -24,7 +24,7 @@ pub(super) fn environment(env: &[(OsString, OsString)], file: &Layer) -> (Layer,
         let key = name["HIE_".len()..].to_lowercase();
         let place = Origin::Env(name.to_owned());
         if !key.contains("__") {
-            warnings.extend(slip(&key).map(|right| Problem::new(place, format!("is ignored; did you mean {right}?"))));
+            warnings.extend(slip(&key).map(|told| Problem::new(place, format!("is ignored{told}"))));
             continue;
         }
         match value.to_str() {
@@ -45,13 +45,17 @@ pub(super) fn flags(flags: &[Flag], file: &Layer) -> (Layer, Vec<Problem>) {
     (layer, problems)
 }
 
-/// `HIE_NODE_STORE` for `HIE_NODE__STORE`. Other names are not ours to judge: Kubernetes sets `HIE_PORT` and
-/// `HIE_SERVICE_HOST` for a service called hie.
+/// `HIE_NODE_STORE` for `HIE_NODE__STORE`, and `HIE_NODE`, which names a section alone. Other names are not ours to judge:
+/// Kubernetes sets `HIE_PORT` and `HIE_SERVICE_HOST` for a service called hie.
 fn slip(key: &str) -> Option<String> {
-    everywhere().into_iter().find_map(|(section, known)| {
-        let path = format!("{section}.{known}");
-        (path.replace('.', "_") == key).then(|| format!("HIE_{}", path.replace('.', "__").to_uppercase()))
-    })
+    let variable = |section: &str, known: &str| format!("HIE_{}__{known}", section.replace('.', "__")).to_uppercase();
+    let all = everywhere();
+    if let Some((section, known)) = all.iter().find(|(section, known)| format!("{section}.{known}").replace('.', "_") == key) {
+        return Some(format!("; did you mean {}?", variable(section, known)));
+    }
+    let below = |section: &str| section.replace('.', "_") == key || section.split('.').next() == Some(key);
+    let (section, known) = all.iter().find(|(section, _)| below(section))?;
+    Some(format!(": it names a section without a key; write HIE_SECTION__KEY, such as {}", variable(section, known)))
 }
 
 fn set(layer: &mut Layer, key: &str, separator: &str, text: &str, place: Origin, below: &Layer, problems: &mut Vec<Problem>) {

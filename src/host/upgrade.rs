@@ -93,7 +93,10 @@ impl Upgrade {
         let reader = std::thread::spawn(move || {
             let mut text = Vec::new();
             if let Some(stderr) = stderr {
-                let _ = stderr.take(4096).read_to_end(&mut text);
+                let mut stderr = stderr.take(4096);
+                let _ = stderr.read_to_end(&mut text);
+                // Read to its end: many warnings are no reason to fail at a closed pipe.
+                let _ = io::copy(&mut stderr.into_inner(), &mut io::sink());
             }
             String::from_utf8_lossy(&text).trim().to_owned()
         });

@@ -10,7 +10,7 @@ use crate::{
     },
 };
 use serde::Serialize;
-use std::fmt;
+use std::{fmt, path::Path};
 
 /// One message: what it is, who was asked, where it would go.
 #[derive(Debug, Serialize)]
@@ -85,7 +85,7 @@ impl Report {
         } else if body.len() as u64 > limit {
             report.refused = Some(Refusal::TooLarge { limit }.to_string());
         } else {
-            report.routes = destinations(channel);
+            report.routes = destinations(channel, &config.node.channels);
         }
         report
     }
@@ -113,12 +113,12 @@ impl Report {
     }
 }
 
-/// The primary route first.
-fn destinations(channel: &Compiled) -> Vec<Destination> {
+/// The primary route first. `folder`: of the channel files.
+fn destinations(channel: &Compiled, folder: &Path) -> Vec<Destination> {
     let mut routes: Vec<&Route> = channel.channel.routes.iter().collect();
     routes.sort_by_key(|route| !route.primary);
     let targets = |route: &Route| {
-        let folder = route.file.iter().map(|f| f.directory.display().to_string());
+        let folder = route.within(folder).file.map(|f| f.directory.display().to_string());
         let mllp = route.mllp.iter().map(|target| format!("mllp://{target}"));
         route.http.iter().cloned().chain(mllp).chain(folder).collect()
     };

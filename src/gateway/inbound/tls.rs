@@ -33,6 +33,20 @@ pub enum TlsError {
     NoClientCa,
 }
 
+impl TlsError {
+    /// The key of `config` that has to be corrected, or whose file has to be.
+    pub fn key(&self, config: &ServerTls) -> &'static str {
+        match self {
+            Self::Unreadable { path, .. } | Self::Malformed { path, .. } if *path == config.cert => "cert",
+            Self::Unreadable { path, .. } | Self::Malformed { path, .. } if Some(path) == config.client_ca.as_ref() => {
+                "client_ca"
+            }
+            Self::Unreadable { .. } | Self::Malformed { .. } | Self::Mismatch { .. } => "key",
+            Self::NoClientCa => "client_required",
+        }
+    }
+}
+
 /// An acceptor for the certificate, key and client authorities that `config` names. `alpn`: protocols offered, in
 /// order of preference; empty for MLLP.
 ///

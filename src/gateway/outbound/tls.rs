@@ -17,14 +17,21 @@ use std::{
 /// Why a TLS configuration cannot be used. Names the file and what to look at.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A PEM file cannot be read or holds nothing usable.
-    #[error("TLS {what} in {}: {reason}", path.display())]
-    Pem { what: &'static str, path: PathBuf, reason: String },
+    /// A PEM file holds nothing usable. `key`: the one that names it.
+    #[error("TLS {what} (`{key}`) in {}: {reason}; it must be PEM, not encrypted, with lines -----BEGIN", path.display())]
+    Pem { what: &'static str, key: &'static str, path: PathBuf, reason: String },
+    /// A PEM file that is not there or cannot be read.
+    #[error("TLS {what} (`{key}`): {} cannot be read: {reason}; it must exist and be readable by the user that hie runs as", path.display())]
+    Unreadable { what: &'static str, key: &'static str, path: PathBuf, reason: std::io::Error },
     /// A certificate without a key, or the other way round.
     #[error("TLS: `cert` and `key` are given together or not at all")]
     HalfPair,
+    /// Certificate and key do not belong together, or are of a kind that is not supported.
+    #[error("TLS: certificate {} and key {} cannot be used together: {reason}; make sure that the key belongs to the first certificate of the file",
+        cert.display(), key.display())]
+    Mismatch { cert: PathBuf, key: PathBuf, reason: rustls::Error },
     /// `server_name` is no host name or address.
-    #[error("TLS: `server_name` {0:?} is not a host name")]
+    #[error("TLS: `server_name` {0:?} is not a host name; write the name or address that stands in the receiver's certificate")]
     ServerName(String),
     /// rustls does not take it; its reason.
     #[error("TLS: {0}")]
@@ -46,8 +53,8 @@ pub fn client_config(tls: &ClientTls, alpn: &[&[u8]]) -> Result<ClientConfig, Tl
         None => PUBLIC_ROOTS.clone(),
         Some(path) => {
             let mut roots = RootCertStore::empty();
-            for certificate in certificates("authorities", path)? {
-                roots.add(certificate).map_err(|e| pem_error("authorities", path, e))?;
+            for certificate in certificates("authorities", "ca", path)? {
+                roots.add(certificate).map_err(|e| pem_error("authorities", "ca", path, e))?;
             }
             Arc::new(roots)
         }
@@ -68,9 +75,11 @@ pub fn client_config(tls: &ClientTls, alpn: &[&[u8]]) -> Result<ClientConfig, Tl
     let mut config = match (&tls.cert, &tls.key) {
         (None, None) => builder.with_no_client_auth(),
         (Some(cert), Some(key)) => {
-            let chain = certificates("certificate", cert)?;
-            let key = PrivateKeyDer::from_pem_file(key).map_err(|e| pem_error("key", key, e))?;
-            builder.with_client_auth_cert(chain, key)?
+            let chain = certificates("certificate", "cert", cert)?;
+            let der = PrivateKeyDer::from_pem_slice(&read("private key", "key", key)?);
+            let der = der.map_err(|e| pem_error("private key", "key", key, e))?;
+            let mismatch = |reason| TlsError::Mismatch { cert: cert.clone(), key: key.clone(), reason };
+            builder.with_client_auth_cert(chain, der).map_err(mismatch)?
         }
         _ => return Err(TlsError::HalfPair),
     };
@@ -84,17 +93,21 @@ pub fn server_name(tls: &ClientTls, host: &str) -> Result<ServerName<'static>, T
     ServerName::try_from(name.to_owned()).map_err(|_| TlsError::ServerName(name.to_owned()))
 }
 
-fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let list: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).map_err(|e| pem_error(what, path, e))?.collect();
-    let list = list.map_err(|e| pem_error(what, path, e))?;
+fn read(what: &'static str, key: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
+    std::fs::read(path).map_err(|reason| TlsError::Unreadable { what, key, path: path.into(), reason })
+}
+
+fn certificates(what: &'static str, key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let list: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(what, key, path)?).collect();
+    let list = list.map_err(|e| pem_error(what, key, path, e))?;
     if list.is_empty() {
-        return Err(pem_error(what, path, "no certificate in it"));
+        return Err(pem_error(what, key, path, "no certificate in it"));
     }
     Ok(list)
 }
 
-fn pem_error(what: &'static str, path: &Path, reason: impl ToString) -> TlsError {
-    TlsError::Pem { what, path: path.into(), reason: reason.to_string() }
+fn pem_error(what: &'static str, key: &'static str, path: &Path, reason: impl ToString) -> TlsError {
+    TlsError::Pem { what, key, path: path.into(), reason: reason.to_string() }
 }
 
 /// Verifies against a fixed name instead of the one that was dialled.

@@ -99,8 +99,11 @@ impl Mail {
 /// Trusts the given authorities only, else the public roots.
 fn parameters(host: &str, ca: Option<&Path>) -> Result<TlsParameters, String> {
     let mut builder = TlsParameters::builder(host.to_owned());
+    let wrong = |why: String| match ca {
+        Some(path) => format!("`ca` {}: {why}; it must be a PEM file of the authorities to trust", path.display()),
+        None => why,
+    };
     if let Some(path) = ca {
-        let wrong = |why: String| format!("{}: {why}", path.display());
         let all: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).map_err(|e| wrong(e.to_string()))?.collect();
         let all = all.map_err(|e| wrong(e.to_string()))?;
         if all.is_empty() {
@@ -114,7 +117,7 @@ fn parameters(host: &str, ca: Option<&Path>) -> Result<TlsParameters, String> {
     } else {
         builder = builder.certificate_store(CertificateStore::WebpkiRoots);
     }
-    builder.build_rustls().map_err(|e| e.to_string())
+    builder.build_rustls().map_err(|e| wrong(e.to_string()))
 }
 
 /// What went wrong, without what the server repeats of the mail: its code, or the innermost cause.

@@ -21,16 +21,33 @@ pub enum NotifyError {
     Mail(usize, String),
 }
 
-/// All receivers of `[alerts]`, webhooks first.
-pub fn receivers(config: &Alerts, node: &str) -> Result<Vec<Arc<dyn Receiver>>, NotifyError> {
+impl NotifyError {
+    /// Its table in the configuration: `alerts.mail.0`.
+    pub fn key(&self) -> String {
+        match self {
+            Self::Webhook(i, _) => format!("alerts.webhook.{i}"),
+            Self::Mail(i, _) => format!("alerts.mail.{i}"),
+        }
+    }
+}
+
+/// All receivers of `[alerts]`, webhooks first; or all that is wrong with them. Opens nothing and sends nothing.
+pub fn receivers(config: &Alerts, node: &str) -> Result<Vec<Arc<dyn Receiver>>, Vec<NotifyError>> {
     let mut all: Vec<Arc<dyn Receiver>> = Vec::new();
+    let mut wrong = Vec::new();
     for (i, hook) in config.webhook.iter().enumerate() {
-        all.push(Arc::new(webhook::Webhook::new(i, hook).map_err(|e| NotifyError::Webhook(i, e))?));
+        match webhook::Webhook::new(i, hook) {
+            Ok(hook) => all.push(Arc::new(hook)),
+            Err(e) => wrong.push(NotifyError::Webhook(i, e)),
+        }
     }
     for (i, mail) in config.mail.iter().enumerate() {
-        all.push(Arc::new(mail::Mail::new(i, mail, node).map_err(|e| NotifyError::Mail(i, e))?));
+        match mail::Mail::new(i, mail, node) {
+            Ok(mail) => all.push(Arc::new(mail)),
+            Err(e) => wrong.push(NotifyError::Mail(i, e)),
+        }
     }
-    Ok(all)
+    if wrong.is_empty() { Ok(all) } else { Err(wrong) }
 }
 
 /// A secret out of a file, without the line's end; the error names the file only.
