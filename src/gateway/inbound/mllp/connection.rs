@@ -5,16 +5,17 @@
 //! costs nothing extra: no task, no channel, one read and one write per message.
 
 use super::{
-    LARGE, MAX_GARBAGE, MllpServer, Socket,
+    GAVE_WAY, LARGE, MAX_GARBAGE, MllpServer, Socket,
     batch::{self, Batch, Taken},
     clock::{CR_WITHIN, Clock},
     large::Place,
     pace::{PATIENCE, Pace},
+    seats::{Doing, Seat},
     slot::{Message, Slot, Source},
 };
 use crate::{
     engine::ports::{Intake, Refusal},
-    gateway::inbound::{ANONYMOUS, LINGER, drain::Draining},
+    gateway::inbound::{LINGER, drain::Draining},
     message::mllp::{self, Decoder, Event},
     telemetry::inbound::{Cut, Outcome},
 };
@@ -58,6 +59,8 @@ pub(super) struct Connection<'a, S> {
     next: Option<Bytes>,
     pace: Pace,
     clock: Clock,
+    /// Its place among the listener's connections.
+    seat: &'a Seat,
     /// Bytes outside frames since the last frame.
     garbage: u64,
     /// Held while a large frame is being received or is in hand.
@@ -92,11 +95,18 @@ enum Step {
 }
 
 impl<'a, S: Socket> Connection<'a, S> {
-    /// `proved`: the client has shown a certificate, so that it is known by more than its address.
-    pub fn new(server: &'a MllpServer, intake: &'a dyn Intake, io: S, client: Arc<str>, proved: bool, peer: SocketAddr) -> Self {
+    /// `sender`: the client's name, whether it has shown a certificate (and so is known by more than its address), and its address.
+    pub fn new(
+        server: &'a MllpServer,
+        intake: &'a dyn Intake,
+        seat: &'a Seat,
+        io: S,
+        sender: (Arc<str>, bool, SocketAddr),
+    ) -> Self {
+        let (client, proved, peer) = sender;
         let max_frame = usize::try_from(server.config.max_frame.as_u64()).unwrap_or(usize::MAX);
         Self {
-            large: Place::new(&client, proved && &*client != ANONYMOUS, peer.ip()),
+            large: Place::new(&client, proved, peer.ip()),
             source: Source {
                 intake,
                 meters: server.connections.meters(),
@@ -114,6 +124,7 @@ impl<'a, S: Socket> Connection<'a, S> {
             next: None,
             pace: Pace::default(),
             clock: Clock::new(),
+            seat,
             garbage: 0,
             reopened: None,
             slowed_until: None,
@@ -200,9 +211,24 @@ impl<'a, S: Socket> Connection<'a, S> {
             match self.poll_time(reading, cx) {
                 Some(step) => return Poll::Ready(step),
                 None if self.clock.fired => self.clock.fired = false,
-                None => return Poll::Pending,
+                None => return self.wait(reading, cx),
             }
         }
+    }
+
+    /// Begins to wait, or leaves the place to somebody else: see [`super::seats`].
+    fn wait(&mut self, reading: bool, cx: &mut Context<'_>) -> Poll<Step> {
+        self.seat.waits(match self.clock.frame {
+            // What has come and is not looked at, because the node does not take more now, may be a message.
+            _ if !self.is_idle() || !(reading || self.read.is_empty()) => Doing::Working,
+            Some(begun) => Doing::Receiving(begun),
+            None => Doing::Nothing(self.clock.active),
+        });
+        if self.seat.must_leave(cx) { Poll::Ready(Self::leave()) } else { Poll::Pending }
+    }
+
+    fn leave() -> Step {
+        Step::Cut(Cut::GaveWay, GAVE_WAY)
     }
 
     /// Takes what the engine has answered, in order, into the write buffer.
@@ -217,6 +243,7 @@ impl<'a, S: Socket> Connection<'a, S> {
                 mllp::encode(reply, &mut self.write);
             }
             self.slots.pop_front();
+            self.clock.active();
         }
         if self.large.is_held() && !self.is_large() {
             self.large.release();
@@ -252,7 +279,16 @@ impl<'a, S: Socket> Connection<'a, S> {
                 self.clock.in_frame(self.decoder.in_frame());
                 return Ok(!self.may_be_large(cx));
             };
-            self.clock.in_frame(false);
+            // A frame that begins over again has not ended.
+            if !matches!(event, Event::Truncated { .. }) {
+                self.clock.in_frame(false);
+            }
+            if matches!(event, Event::Frame(_) | Event::TooLarge { .. }) {
+                self.clock.active();
+                if !self.seat.works() {
+                    return Err(Self::leave());
+                }
+            }
             match event {
                 Event::Frame(frame) => {
                     self.garbage = 0;
@@ -390,7 +426,7 @@ impl<'a, S: Socket> Connection<'a, S> {
         }
         let polled = poll_read_buf(Pin::new(&mut self.io), cx, &mut self.read);
         if matches!(polled, Poll::Ready(Ok(_))) {
-            self.clock.active();
+            self.clock.read = Instant::now();
         }
         polled
     }
@@ -406,8 +442,8 @@ impl<'a, S: Socket> Connection<'a, S> {
         let awaits_cr = reading && self.decoder.awaits_cr(&self.read);
         let frame = self.clock.frame.filter(|_| reading).map(|begun| begun + config.frame_timeout);
         let idle = (reading && !config.idle_timeout.is_zero() && self.is_idle() && frame.is_none())
-            .then(|| self.clock.last + config.idle_timeout);
-        let cr = awaits_cr.then(|| self.clock.last + CR_WITHIN);
+            .then(|| self.clock.active + config.idle_timeout);
+        let cr = awaits_cr.then(|| self.clock.read + CR_WITHIN);
         let drain = match self.draining {
             Drain::FrameUntil(until) => Some(until),
             _ => None,
