@@ -26,7 +26,8 @@
 //! that the sender sees a plain end and can go to another node, and counted. A frame over `max_frame` is refused with `AR`, recorded and skipped; the
 //! connection goes on. A full table is shared: the longest idle connection of the address that holds the most gives way to
 //! a sender that holds fewer (see `seats`). Frames over 256 KiB are received a few at a time, at most half of them from one sender, and each within
-//! `frame_timeout`; a start block within a frame does not begin that time anew. More than [`MAX_GARBAGE`] bytes outside frames end the connection. While the node pushes back,
+//! `frame_timeout`; a message among them goes into the log piece by piece while it arrives (rules see its beginning), and is answered when
+//! its frame has ended; a start block within a frame does not begin that time anew. More than [`MAX_GARBAGE`] bytes outside frames end the connection. While the node pushes back,
 //! nothing is read, and TCP tells the sender. So it is while a message waits for its turn because its client is over its rate; one
 //! that would wait longer than 5 s is refused with `AE`.
 
@@ -36,6 +37,7 @@ mod clock;
 mod connection;
 mod large;
 mod pace;
+mod receive;
 mod seats;
 mod slot;
 
@@ -70,7 +72,8 @@ pub const MAX_GARBAGE: u64 = 1024 * 1024;
 
 /// Frames over this size, in bytes, are received a few at a time.
 const LARGE: usize = 256 * 1024;
-/// How many of them: bounds memory to this times `max_frame`. One sender may have half of them.
+/// How many of them. One sender may have half of them. A message goes on to the engine piece by piece while it arrives; a batch is held whole,
+/// so that this times `max_frame` bounds the memory of batches.
 const LARGE_AT_ONCE: usize = 4;
 /// Told when a connection is ended for somebody else's.
 const GAVE_WAY: &str = "the table is full and this address holds most of it: its longest idle connection gives way to another \
