@@ -344,3 +344,37 @@ fn large_frames_that_do_not_end_or_are_not_wanted_leave_nothing() {
     assert!(delivered && receiver.others().len() == expected.len(), "{} delivered\n{}", got.len(), node.log_tail(20));
     assert!(got == expected, "byte for byte");
 }
+
+#[test]
+fn a_large_batch_gives_its_memory_back_while_its_messages_wait() {
+    let mut receiver = Receiver::willing();
+    receiver.down();
+    let node = Builder::new().channel(harness::channels::all_to(&receiver)).start();
+    for n in 0..20 {
+        let small = adt(&Tag { key: "w".into(), seq: n, id: format!("WARM{n}") }, 100_000, "pad");
+        assert_eq!(send(node.mllp, Ipv4Addr::LOCALHOST, &small).0, "AA");
+    }
+    let messages: Vec<_> = (0..60).map(|n| document(&format!("B{n}"), if n % 20 == 7 { 3 << 20 } else { 700_000 - n })).collect();
+    let batch = [&b"BHS|^~\\&|A|B|C|D|20250101||||B1\r"[..], &messages.concat(), b"BTS|60\r"].concat();
+    let before = memory(node.pid())[0];
+    let mut peer = Peer::connect(node.mllp);
+    peer.stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+    peer.stream.set_write_timeout(None).expect("a timeout");
+    let acks = peer.exchange(&batch);
+    assert_eq!(String::from_utf8_lossy(&acks).matches("MSA|AA|").count(), 60, "{}", String::from_utf8_lossy(&acks));
+    drop(batch);
+    let mut grown = 0;
+    let back = wait_until(Duration::from_secs(15), || {
+        grown = memory(node.pid())[0].saturating_sub(before);
+        grown < GROWTH_KIB
+    });
+    println!("a batch of 45 MiB: {grown} KiB more than before it");
+    assert!(back, "{grown} KiB more than before a batch of 45 MiB whose messages wait for delivery");
+    receiver.up();
+    let mut expected = messages;
+    expected.sort();
+    let delivered = wait_until(Duration::from_secs(60), || receiver.others().len() >= expected.len());
+    let mut got = receiver.others();
+    got.sort();
+    assert!(delivered && got == expected, "{} of 60 delivered byte for byte\n{}", got.len(), node.log_tail(10));
+}
