@@ -169,6 +169,26 @@ fn bytes_that_are_not_of_the_declared_charset_are_answered_and_kept() {
 }
 
 #[test]
+fn a_declared_charset_that_the_message_is_not_in_is_named() {
+    let t = pair();
+    for name in [&b"Mueller"[..], b"M\xfcller"] {
+        let mut message = b"MSH|^~\\&|A|B|C|D|20250101||ADT^A08|CS2|P|2.5||||||UNICODE UTF-16\rPID|1||9||".to_vec();
+        message.extend_from_slice(name);
+        message.push(b'\r');
+        let ack = Peer::connect(t.node.mllp).exchange(&message);
+        assert_eq!(text(&ack, "MSA", 2), "CS2", "{}", String::from_utf8_lossy(&ack));
+        if name.is_ascii() {
+            assert_eq!(text(&ack, "MSA", 1), "AA", "ASCII is read as what it is: {}", String::from_utf8_lossy(&ack));
+            continue;
+        }
+        assert_eq!(text(&ack, "MSA", 1), "AE", "{}", String::from_utf8_lossy(&ack));
+        let reason = text(&ack, "MSA", 3);
+        assert!(reason.contains("UTF-16") && reason.contains("MSH-18"), "{reason}");
+        assert!(!reason.contains("begin with"), "{reason}");
+    }
+}
+
+#[test]
 fn ten_thousand_segments_pass() {
     let mut t = pair();
     let mut message = b"MSH|^~\\&|A|B|C|D|20250101||ORU^R01|TENK|P|2.5\rPID|1||77\r".to_vec();

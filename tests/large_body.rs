@@ -1,12 +1,13 @@
 //! Tries to break: **bounded** and **byte-exact**: a 256 MiB body passes in queue mode and in proxy mode with resident
-//! memory growing by less than 32 MiB; in proxy mode the response of 256 MiB as well.
+//! memory growing by less than 32 MiB; in proxy mode the response of 256 MiB as well. So does an MLLP frame of 60 MiB, and four at once.
 
 mod harness;
 
 use harness::http::{Client, Head, read_body};
-use harness::{Builder, Node, Rng, wait_until};
+use harness::wire::{Frames, Tag, ack, adt, frame, text};
+use harness::{Builder, Node, Peer, Receiver, Rng, wait_until};
 use std::io::{BufReader, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -187,4 +188,193 @@ fn a_256_mib_body_passes_in_proxy_mode_and_so_does_the_response() {
     assert_eq!(upstream.seen.lock().expect("a list")[20], (SIZE, hashes.0), "the request, byte for byte");
     assert_eq!(hashes.1, generate(7, SIZE, |_| true), "the response, byte for byte");
     assert!(grown < GROWTH_KIB, "resident memory grew by {grown} KiB");
+}
+
+const FRAME: usize = 60 << 20;
+
+/// An ORU with an embedded document, which holds block characters where MLLP still finds the end of the frame.
+fn document(id: &str, size: usize) -> Vec<u8> {
+    let mut message = format!("MSH|^~\\&|A|B|C|D|20250101||ORU^R01|{id}|P|2.5\rPID|1||{id}\rOBX|1|ED|X||").into_bytes();
+    let mut rng = Rng::new(size as u64 ^ id.len() as u64);
+    while message.len() < size {
+        message.extend(rng.next().to_le_bytes().map(|byte| byte | 0x20));
+    }
+    message.truncate(size);
+    message[size / 2] = 0x1C;
+    message.push(b'\r');
+    message
+}
+
+/// Takes MLLP frames, hashes and acknowledges them; remembers (length, hash).
+fn mllp_sink() -> (SocketAddr, Arc<Mutex<Vec<(u64, u128)>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let addr = listener.local_addr().expect("an address");
+    let seen: Arc<Mutex<Vec<(u64, u128)>>> = Arc::default();
+    let log = seen.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let log = log.clone();
+            std::thread::spawn(move || {
+                let mut frames = Frames::new(stream.try_clone().ok()?);
+                while let Ok(Some(message)) = frames.read() {
+                    log.lock().ok()?.push(mark(&message));
+                    (&stream).write_all(&frame(&ack(&message[..200.min(message.len())], "AA", ""))).ok()?;
+                }
+                Some(())
+            });
+        }
+    });
+    (addr, seen)
+}
+
+fn mark(message: &[u8]) -> (u64, u128) {
+    (message.len() as u64, xxhash_rust::xxh3::xxh3_128(message))
+}
+
+/// Sends one message over MLLP from an address of this machine; the acknowledgment's code and id.
+fn send(to: SocketAddr, from: Ipv4Addr, message: &[u8]) -> (String, String) {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+    socket.bind(&SocketAddr::from((IpAddr::V4(from), 0)).into()).expect("an address of this machine");
+    socket.connect(&to.into()).expect("connected");
+    let mut peer = Peer::over(TcpStream::from(socket));
+    for time in [peer.stream.set_read_timeout(Some(Duration::from_secs(120))), peer.stream.set_write_timeout(None)] {
+        time.expect("a timeout");
+    }
+    let ack = peer.exchange(message);
+    (text(&ack, "MSA", 1), text(&ack, "MSA", 2))
+}
+
+#[test]
+fn mllp_frames_of_60_mib_pass_one_by_one_and_four_at_once() {
+    let http = Upstream::new();
+    let (mllp, seen) = mllp_sink();
+    let channel = format!(
+        "[[channel]]\nname = \"test.large\"\nwhen = 'hl7(\"MSH-9.1\") != \"\"'\nmode = \"queue\"\n\
+         [[channel.route]]\nname = \"mllp\"\nmllp = [\"{mllp}\"]\ntimeout = \"120s\"\nprimary = true\n\
+         [[channel.route]]\nname = \"http\"\nhttp = [\"http://{}/in\"]\ntimeout = \"120s\"\n",
+        http.addr
+    );
+    let node = Builder::new().mllp("frame_timeout = \"120s\"").channel(channel).start();
+    // Warm: connections, caches and threads are there before memory is compared.
+    for n in 0..20 {
+        let small = adt(&Tag { key: "w".into(), seq: n, id: format!("WARM{n}") }, 100_000, "pad");
+        assert_eq!(send(node.mllp, Ipv4Addr::LOCALHOST, &small).0, "AA");
+    }
+    let delivered = |count: usize| {
+        let all = || [&seen, &http.seen].iter().all(|seen| seen.lock().expect("a list").len() >= count);
+        assert!(wait_until(Duration::from_secs(120), all), "{count} delivered\n{}", node.log_tail(20));
+    };
+    delivered(20);
+
+    let one = document("ONE", FRAME);
+    let grown = growth(&node, || {
+        assert_eq!(send(node.mllp, Ipv4Addr::LOCALHOST, &one), ("AA".into(), "ONE".into()));
+        delivered(21);
+    });
+    assert!(grown < GROWTH_KIB, "one frame: resident memory grew by {grown} KiB");
+    for seen in [&seen, &http.seen] {
+        assert_eq!(seen.lock().expect("a list")[20], mark(&one), "byte for byte");
+    }
+    assert_eq!(node.metric("hie_inbound_messages_total"), Some(21.0));
+
+    let four: Vec<_> = (0..4).map(|n| document(&format!("FOUR{n}"), FRAME + n)).collect();
+    let grown = growth(&node, || {
+        std::thread::scope(|scope| {
+            for (n, message) in four.iter().enumerate() {
+                // From two addresses: one alone has half of the places for large frames.
+                let from = Ipv4Addr::new(127, 0, 0, 1 + (n % 2) as u8);
+                let to = node.mllp;
+                scope.spawn(move || assert_eq!(send(to, from, message), ("AA".into(), format!("FOUR{n}"))));
+            }
+        });
+        delivered(25);
+    });
+    assert!(grown < GROWTH_KIB, "four at once: resident memory grew by {grown} KiB");
+    for seen in [&seen, &http.seen] {
+        let seen = seen.lock().expect("a list");
+        let mut got: Vec<_> = seen[21..].to_vec();
+        let mut sent: Vec<_> = four.iter().map(|message| mark(message)).collect();
+        got.sort_unstable();
+        sent.sort_unstable();
+        assert_eq!(got, sent, "byte for byte");
+    }
+}
+
+#[test]
+fn large_frames_that_do_not_end_or_are_not_wanted_leave_nothing() {
+    let receiver = Receiver::willing();
+    let channel = harness::channels::queue("test.oru", "hl7(\"MSH-9.1\") == \"ORU\"")
+        + &harness::channels::route("primary", &receiver.target(), "primary = true");
+    let node = Builder::new().mllp("max_frame = \"2 MiB\"").channel(channel).start();
+    let large = document("LARGE", 1 << 20);
+    // Cut off by the sender, and begun over again: neither is a message.
+    Peer::connect(node.mllp).raw(&frame(&large)[..900_000]).expect("sent");
+    let mut peer = Peer::connect(node.mllp);
+    peer.raw(&frame(&large)[..900_000]).expect("sent");
+    let again = document("AGAIN", 1 << 20);
+    let acks = |peer: &mut Peer, message: &[u8]| {
+        let ack = peer.exchange(message);
+        (text(&ack, "MSA", 1), text(&ack, "MSA", 2))
+    };
+    assert_eq!(acks(&mut peer, &again), ("AA".into(), "AGAIN".into()), "the next frame on the connection is the one answered");
+    // Refused from their beginning or on the way, and answered when they have ended, each in its turn.
+    let mut unwanted = document("NONE", 1 << 20);
+    let kind = unwanted.windows(3).position(|part| part == b"ORU").expect("MSH-9");
+    unwanted[kind..kind + 3].copy_from_slice(b"ADT");
+    let over = document("OVER", 3 << 20);
+    let small = document("SMALL", 1000);
+    let all: Vec<u8> = [&unwanted, &over, &small, &again, &large].iter().flat_map(|message| frame(message)).collect();
+    let mut writer = peer.stream.try_clone().expect("a clone");
+    let writing = std::thread::spawn(move || writer.write_all(&all));
+    for (code, id) in [("AR", "NONE"), ("AR", "OVER"), ("AA", "SMALL"), ("AA", "AGAIN"), ("AA", "LARGE")] {
+        let ack = peer.answer().expect("an answer").expect("the connection is kept");
+        assert_eq!((text(&ack, "MSA", 1).as_str(), text(&ack, "MSA", 2).as_str()), (code, id), "{}", text(&ack, "MSA", 3));
+    }
+    writing.join().expect("the writer").expect("sent");
+    // AGAIN came twice and is a resend the second time.
+    let mut expected = vec![again, small, large];
+    expected.sort();
+    let mut got = vec![];
+    let delivered = wait_until(Duration::from_secs(20), || {
+        got = receiver.others();
+        got.sort();
+        got.len() >= expected.len()
+    });
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(delivered && receiver.others().len() == expected.len(), "{} delivered\n{}", got.len(), node.log_tail(20));
+    assert!(got == expected, "byte for byte");
+}
+
+#[test]
+fn a_large_batch_gives_its_memory_back_while_its_messages_wait() {
+    let mut receiver = Receiver::willing();
+    receiver.down();
+    let node = Builder::new().channel(harness::channels::all_to(&receiver)).start();
+    for n in 0..20 {
+        let small = adt(&Tag { key: "w".into(), seq: n, id: format!("WARM{n}") }, 100_000, "pad");
+        assert_eq!(send(node.mllp, Ipv4Addr::LOCALHOST, &small).0, "AA");
+    }
+    let messages: Vec<_> = (0..60).map(|n| document(&format!("B{n}"), if n % 20 == 7 { 3 << 20 } else { 700_000 - n })).collect();
+    let batch = [&b"BHS|^~\\&|A|B|C|D|20250101||||B1\r"[..], &messages.concat(), b"BTS|60\r"].concat();
+    let before = memory(node.pid())[0];
+    let mut peer = Peer::connect(node.mllp);
+    peer.stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+    peer.stream.set_write_timeout(None).expect("a timeout");
+    let acks = peer.exchange(&batch);
+    assert_eq!(String::from_utf8_lossy(&acks).matches("MSA|AA|").count(), 60, "{}", String::from_utf8_lossy(&acks));
+    drop(batch);
+    let mut grown = 0;
+    let back = wait_until(Duration::from_secs(15), || {
+        grown = memory(node.pid())[0].saturating_sub(before);
+        grown < GROWTH_KIB
+    });
+    println!("a batch of 45 MiB: {grown} KiB more than before it");
+    assert!(back, "{grown} KiB more than before a batch of 45 MiB whose messages wait for delivery");
+    receiver.up();
+    let mut expected = messages;
+    expected.sort();
+    let delivered = wait_until(Duration::from_secs(60), || receiver.others().len() >= expected.len());
+    let mut got = receiver.others();
+    got.sort();
+    assert!(delivered && got == expected, "{} of 60 delivered byte for byte\n{}", got.len(), node.log_tail(10));
 }

@@ -3,11 +3,11 @@
 
 mod harness;
 
-use harness::channels::all_to;
+use harness::channels::{all_to, queue, route};
 use harness::http::Head;
 use harness::wire::{Tag, adt, frame, text};
-use harness::{Builder, Peer, Receiver, wait_until};
-use std::io::{BufReader, Write};
+use harness::{Behaviour, Builder, Peer, Receiver, Rng, wait_until};
+use std::io::{BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -165,5 +165,105 @@ fn slow_large_frames_end_with_frame_timeout() {
     assert_eq!(exchange(SELF, node.mllp, "PATIENT"), "AA");
     assert!(begun.elapsed() < Duration::from_secs(12), "waited for {:?}", begun.elapsed());
     assert_eq!(node.metric("hie_inbound_connections_cut_total"), Some(6.0));
+    drop(held);
+}
+
+/// Writes `bytes` every 200 ms until the other side closes; how long that took, `None` when it had not within 10 s.
+fn repeat(mut stream: TcpStream, bytes: &[u8]) -> Option<Duration> {
+    let begun = Instant::now();
+    stream.set_read_timeout(Some(Duration::from_millis(200))).expect("a timeout");
+    while begun.elapsed() < Duration::from_secs(10) {
+        let written = stream.write_all(bytes);
+        match stream.read(&mut [0; 64]) {
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock && written.is_ok() => {}
+            _ => return Some(begun.elapsed()),
+        }
+    }
+    None
+}
+
+#[test]
+fn a_frame_begun_over_and_over_has_to_end_in_time() {
+    let receiver = Receiver::willing();
+    let node = Builder::new().mllp("frame_timeout = \"2s\"").channel(all_to(&receiver)).start();
+    let lasted = repeat(connect(SELF, node.mllp), b"\x0bMSH|").expect("ended by the node");
+    assert!((Duration::from_secs(2)..Duration::from_secs(4)).contains(&lasted), "ended after {lasted:?}");
+    let metrics = node.metrics();
+    assert!(metrics.contains("hie_inbound_connections_cut_total{listener=\"lis\",reason=\"frame-timeout\"} 1"), "{metrics}");
+    // A sender that begins anew and then ends its frame is served.
+    let mut stream = connect(SELF, node.mllp);
+    stream.write_all(b"\x0bMSH|half").expect("sent");
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(text(&Peer::over(stream).exchange(&large("ANEW")), "MSA", 1), "AA");
+}
+
+#[test]
+fn bytes_outside_frames_are_no_activity() {
+    let receiver = Receiver::willing();
+    let node = Builder::new().mllp("idle_timeout = \"2s\"").channel(all_to(&receiver)).start();
+    for bytes in [&b"\r"[..], b"stray"] {
+        let lasted = repeat(connect(SELF, node.mllp), bytes).expect("ended by the node");
+        assert!((Duration::from_secs(2)..Duration::from_secs(4)).contains(&lasted), "{bytes:?}: ended after {lasted:?}");
+    }
+    // Messages are.
+    let mut peer = Peer::connect(node.mllp);
+    for n in 0..5 {
+        std::thread::sleep(Duration::from_millis(900));
+        let small = adt(&Tag { key: "k".into(), seq: n, id: format!("IDLE{n}") }, 300, "pad");
+        assert_eq!(text(&peer.exchange(&small), "MSA", 1), "AA");
+    }
+}
+
+/// Is the connection still there?
+fn is_open(stream: &TcpStream) -> bool {
+    stream.set_read_timeout(Some(Duration::from_millis(20))).expect("a timeout");
+    matches!((&*stream).read(&mut [0; 64]), Err(e) if e.kind() == std::io::ErrorKind::WouldBlock)
+}
+
+#[test]
+fn idle_connections_of_one_address_keep_no_other_out_and_what_is_in_hand_is_kept() {
+    let receiver = Receiver::willing();
+    let slow = Behaviour { delay: Duration::from_secs(5), ..Behaviour::default() };
+    let upstream = Receiver::mllp(slow, Rng::new(1));
+    let proxy = queue("test.proxy", "hl7(\"MSH-10\") == \"INHAND\"").replace("\"queue\"", "\"proxy\"") + "priority = 1\n";
+    let proxy = proxy + &route("up", &upstream.target(), "").replace("timeout = \"2s\"", "timeout = \"15s\"");
+    let node = Builder::new().mllp("max_connections = 20").channel(proxy + &all_to(&receiver)).start();
+    let message = |id: &str| adt(&Tag { key: "k".into(), seq: 1, id: id.into() }, 300, "pad");
+    // The oldest of all, and at work.
+    let mut working = Peer::over(connect(SELF, node.mllp));
+    working.raw(&frame(&message("INHAND"))).expect("sent");
+    std::thread::sleep(Duration::from_millis(200));
+    let held: Vec<_> = (0..19).map(|_| connect(SELF, node.mllp)).collect();
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(!is_open(&connect(SELF, node.mllp)), "no more of the same address");
+    assert!(held.iter().all(is_open));
+    let others: Vec<_> = (0..8)
+        .map(|n| {
+            let mut peer = Peer::over(connect(OTHER, node.mllp));
+            assert_eq!(text(&peer.exchange(&message(&format!("OTHER{n}"))), "MSA", 1), "AA", "another address gets in");
+            peer
+        })
+        .collect();
+    assert_eq!(held.iter().filter(|stream| is_open(stream)).count(), 11, "each took the place of an idle one");
+    let ack = working.answer().expect("an answer").expect("the connection at work is kept");
+    assert_eq!((text(&ack, "MSA", 1), text(&ack, "MSA", 2)), ("AA".into(), "INHAND".into()));
+    let metrics = node.metrics();
+    assert!(metrics.contains("hie_inbound_connections_cut_total{listener=\"lis\",reason=\"gave-way\"} 8"), "{metrics}");
+    assert!(node.log().contains("gives way"), "{}", node.log_tail(10));
+    drop((held, others));
+}
+
+#[test]
+fn begun_frames_of_one_address_keep_no_other_out() {
+    let receiver = Receiver::willing();
+    let node = Builder::new().mllp("max_connections = 20").channel(all_to(&receiver)).start();
+    let mut held: Vec<_> = (0..20).map(|_| connect(SELF, node.mllp)).collect();
+    held.iter_mut().for_each(|stream| stream.write_all(b"\x0bMSH|").expect("sent"));
+    let small = adt(&Tag { key: "k".into(), seq: 1, id: "IN".into() }, 300, "pad");
+    let in_time = wait_until(Duration::from_secs(15), || {
+        let mut peer = Peer::over(connect(OTHER, node.mllp));
+        peer.raw(&frame(&small)).is_ok() && matches!(peer.answer(), Ok(Some(ack)) if text(&ack, "MSA", 1) == "AA")
+    });
+    assert!(in_time, "kept out although frame_timeout is 30 s\n{}", node.log_tail(10));
     drop(held);
 }

@@ -108,6 +108,10 @@ impl Engine {
         let staged = match body {
             Incoming::Whole(bytes) if bytes.len() as u64 > limit => Err(Refusal::TooLarge { limit }),
             Incoming::Whole(bytes) => Ok(staging::whole(bytes, transient)),
+            // Its gateway has places of its own, for which a sender waits instead of being refused.
+            Incoming::Stream { head, rest } if arrival.protocol == Protocol::Mllp => {
+                staging::pieces(head, rest, &*self.parts.log, transient, limit).await
+            }
             Incoming::Stream { head, rest } => match self.streams.take(holder) {
                 Ok(_place) => staging::pieces(head, rest, &*self.parts.log, transient, limit).await,
                 Err(NoPlace::Share) => {
@@ -119,7 +123,10 @@ impl Engine {
         };
         match staged {
             Ok(staged) => self.commit(matched, staged).await,
-            Err(refusal) => self.refuse(matched.envelope, refusal, head, storage),
+            Err(refusal) => {
+                let kept = if complete { head } else { head.slice(..head.len().min(REFUSED_BODY)) };
+                self.refuse(matched.envelope, refusal, kept, storage)
+            }
         }
     }
 

@@ -37,7 +37,8 @@ pub enum Incoming {
     /// All there.
     Whole(Bytes),
     /// Larger than the gateway's buffer: `head` is what has been read already (at least 64 KiB unless the body
-    /// is shorter), `rest` what follows; an error of kind `TimedOut` in it is [`Refusal::TooSlow`].
+    /// is shorter), `rest` what follows; an error in it that holds a [`Refusal`] is that refusal, one of
+    /// kind `TimedOut` is [`Refusal::TooSlow`], any other [`Refusal::Aborted`].
     Stream { head: Bytes, rest: BodyStream },
     /// Refused by the gateway itself, and only to be recorded: `head` is what is at hand of it.
     Refused { head: Bytes, refusal: Refusal },

@@ -66,8 +66,7 @@ pub(super) async fn pieces(
         }
         match rest.next().await {
             Some(Ok(piece)) => next = Some(piece),
-            Some(Err(e)) if e.kind() == std::io::ErrorKind::TimedOut => return Err(Refusal::TooSlow),
-            Some(Err(_)) => return Err(Refusal::Aborted),
+            Some(Err(e)) => return Err(broken_off(e)),
             None => break,
         }
     }
@@ -81,6 +80,15 @@ pub(super) async fn pieces(
         seqs.push(log.chunk(buffer.freeze(), transient).await.map_err(refusal)?);
     }
     Ok(Staged { body: BodyRef::Chunks { seqs, transient }, whole: None, len, hash })
+}
+
+/// See [`super::ports::Incoming::Stream`].
+fn broken_off(error: std::io::Error) -> Refusal {
+    match error.downcast::<Refusal>() {
+        Ok(refusal) => refusal,
+        Err(e) if e.kind() == std::io::ErrorKind::TimedOut => Refusal::TooSlow,
+        Err(_) => Refusal::Aborted,
+    }
 }
 
 /// What the sender is told when the log cannot take it.

@@ -11,6 +11,7 @@
 //! - `<FS>` followed directly by `<VT>`: ends the frame; its CR was forgotten.
 //! - `<FS>` followed by any other byte: text. The specification forbids `<FS>` in a message, but cutting a message short
 //!   and acknowledging it would be worse than passing one odd byte on.
+//! - A frame that has become large can be taken piece by piece from then on, see [`Decoder::begin_pieces`].
 //! - `<FS>` as the last byte there is: the decoder waits for the next one. A sender that leaves out the CR and waits for
 //!   its acknowledgment never sends it, so when nothing more has come for a short while (or at the end of the
 //!   connection) the caller asks [`Decoder::flush`] for the frame; [`Decoder::awaits_cr`] says when that is worth a timer.
@@ -32,8 +33,12 @@ pub const HEAD: usize = 4096;
 pub enum Event {
     /// A whole frame, without its start and end blocks.
     Frame(Bytes),
+    /// More of the frame that is taken piece by piece; never empty.
+    Piece(Bytes),
+    /// The last of it, before its end block; may be empty.
+    LastPiece(Bytes),
     /// A frame over the limit has ended (at its end block or at the next start block). `len` is its length in bytes,
-    /// `head` its first [`HEAD`] bytes (`max_frame` where that is less).
+    /// `head` its first [`HEAD`] bytes (`max_frame` where that is less), empty where it was taken piece by piece.
     TooLarge { len: u64, head: Bytes },
     /// A start block came before the end block: `bytes` of a frame were dropped.
     Truncated { bytes: u64 },
@@ -47,6 +52,8 @@ enum State {
     Between,
     /// The buffer begins with the frame's first byte; the first `scanned` bytes hold no end.
     Frame { scanned: usize },
+    /// In a frame of which `taken` bytes were given out.
+    Pieces { taken: u64 },
     /// In a frame over the limit; `dropped` bytes of it are gone from the buffer.
     Skip { dropped: u64 },
 }
@@ -113,6 +120,27 @@ impl Decoder {
                         return None;
                     }
                 },
+                State::Pieces { taken } => match find_end(buf, 0) {
+                    End::NotYet(0) => return None,
+                    End::Block(len, _) | End::Restart(len) | End::NotYet(len) if taken + len as u64 > self.max_frame as u64 => {
+                        self.state = State::Skip { dropped: taken };
+                    }
+                    End::NotYet(len) => {
+                        self.state = State::Pieces { taken: taken + len as u64 };
+                        return Some(Event::Piece(buf.split_to(len).freeze()));
+                    }
+                    End::Block(len, with_block) => {
+                        self.state = State::Between;
+                        let last = buf.split_to(len).freeze();
+                        buf.advance(with_block - len);
+                        return Some(Event::LastPiece(last));
+                    }
+                    End::Restart(at) => {
+                        buf.advance(at + 1);
+                        self.state = State::Frame { scanned: 0 };
+                        return Some(Event::Truncated { bytes: taken + at as u64 });
+                    }
+                },
                 State::Skip { dropped } => {
                     let (len, used, next) = match find_end(buf, 0) {
                         End::Block(len, with_block) => (len, with_block, State::Between),
@@ -131,6 +159,23 @@ impl Decoder {
         }
     }
 
+    /// Bytes of a frame that has begun and not ended which are in the buffer and belong to its text.
+    pub fn begun(&self) -> usize {
+        match self.state {
+            State::Frame { scanned } => scanned,
+            State::Between | State::Pieces { .. } | State::Skip { .. } => 0,
+        }
+    }
+
+    /// Takes what is there of a frame that has begun and not ended; what follows comes as [`Event::Piece`] and
+    /// [`Event::LastPiece`], or its end as [`Event::Truncated`] or [`Event::TooLarge`]. To be called when [`Decoder::decode`] has given
+    /// `None`. `None` when no frame has begun.
+    pub fn begin_pieces(&mut self, buf: &mut BytesMut) -> Option<Bytes> {
+        let State::Frame { scanned } = self.state else { return None };
+        self.state = State::Pieces { taken: scanned as u64 };
+        Some(buf.split_to(scanned).freeze())
+    }
+
     /// Ends a frame whose `<FS>` is the last byte that came (see the module's text). `None` when there is none.
     pub fn flush(&mut self, buf: &mut BytesMut) -> Option<Event> {
         if !self.awaits_cr(buf) {
@@ -140,6 +185,11 @@ impl Decoder {
         match self.state {
             State::Between => None,
             State::Frame { .. } => Some(self.take(buf, len, len + 1, State::Between)),
+            State::Pieces { .. } => {
+                buf.clear();
+                self.state = State::Between;
+                Some(Event::LastPiece(Bytes::new()))
+            }
             State::Skip { dropped } => {
                 buf.clear();
                 self.state = State::Between;
@@ -153,7 +203,7 @@ impl Decoder {
         match self.state {
             State::Between => false,
             State::Frame { scanned } => scanned + 1 == buf.len() && buf.last() == Some(&END),
-            State::Skip { .. } => buf.len() == 1 && buf.first() == Some(&END),
+            State::Pieces { .. } | State::Skip { .. } => buf.len() == 1 && buf.first() == Some(&END),
         }
     }
 
@@ -281,6 +331,65 @@ mod tests {
         assert_eq!(decoder.decode(&mut buf), Some(frame("next")));
         assert_eq!(decoder.flush(&mut buf), None);
         assert!(!decoder.in_frame());
+    }
+
+    /// As [`run`], a frame of more than `large` bytes taken piece by piece; the pieces are joined to a frame again.
+    fn run_pieces(input: &[u8], size: usize, max: usize, large: usize) -> (Vec<Event>, usize) {
+        let mut decoder = Decoder::new(max);
+        let (mut buf, mut events, mut text, mut begun) = (BytesMut::new(), vec![], vec![], 0);
+        let mut take = |event: Event, text: &mut Vec<u8>| match event {
+            Event::Piece(piece) => text.extend_from_slice(&piece),
+            Event::LastPiece(piece) => {
+                text.extend_from_slice(&piece);
+                events.push(Event::Frame(std::mem::take(text).into()));
+            }
+            event => {
+                text.clear();
+                events.push(event);
+            }
+        };
+        for piece in input.chunks(size) {
+            buf.extend_from_slice(piece);
+            while let Some(event) = decoder.decode(&mut buf) {
+                take(event, &mut text);
+            }
+            if decoder.begun() > large
+                && let Some(head) = decoder.begin_pieces(&mut buf)
+            {
+                text.extend_from_slice(&head);
+                begun += 1;
+            }
+            assert!(buf.len() <= large + size + 1, "buffer holds {} bytes", buf.len());
+        }
+        if let Some(event) = decoder.flush(&mut buf) {
+            take(event, &mut text);
+        }
+        (events, begun)
+    }
+
+    #[test]
+    fn pieces_make_up_the_same_frames() {
+        let input =
+            b"\x0bshort\x1c\r\x0ba long one\x1cwith FS\x1c\x1c\r\x0bcut off again\x0bthis is whole\x1c\r\x0bwithout a CR\x1c";
+        for size in 1..input.len() {
+            let (events, begun) = run_pieces(input, size, 100, 6);
+            assert_eq!(events, run(input, &[size], 100), "pieces of {size}");
+            assert!(begun >= 1 || size > 10, "pieces of {size}");
+        }
+    }
+
+    #[test]
+    fn a_frame_over_the_limit_is_told_when_its_pieces_were_taken() {
+        let input = b"\x0bmore than twenty bytes it is\x1c\r\x0bnext\x1c\r\x0bmore than twenty bytes again\x0bx\x1c\r";
+        for size in [1, 3, 8] {
+            let (events, begun) = run_pieces(input, size, 20, 6);
+            assert!(
+                matches!(&events[..], [Event::TooLarge { len: 28, .. }, next, Event::TooLarge { len: 28, .. }, x]
+                    if *next == frame("next") && *x == frame("x")),
+                "pieces of {size}: {events:?}"
+            );
+            assert_eq!(begun, 2);
+        }
     }
 
     #[test]

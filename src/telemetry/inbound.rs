@@ -143,10 +143,12 @@ pub enum Cut {
     BadRequest,
     /// A body stood still, or came more slowly than allowed.
     SlowBody,
+    /// Idle in a full table, in which its address holds the most places.
+    GaveWay,
 }
 
 impl Cut {
-    const ALL: [Cut; 13] = [
+    const ALL: [Cut; 14] = [
         Self::Limit,
         Self::Address,
         Self::Denied,
@@ -160,6 +162,7 @@ impl Cut {
         Self::Truncated,
         Self::BadRequest,
         Self::SlowBody,
+        Self::GaveWay,
     ];
 
     /// The word in the label.
@@ -178,6 +181,7 @@ impl Cut {
             Self::Truncated => "truncated",
             Self::BadRequest => "bad-request",
             Self::SlowBody => "slow-body",
+            Self::GaveWay => "gave-way",
         }
     }
 }

@@ -15,6 +15,8 @@ pub fn mllp(data: &[u8]) {
             assert!(bytes.len() <= LIMIT, "a frame over the limit");
         }
     }
+    let joined = decode_pieces(rest, usize::from(*first).max(1), LIMIT);
+    assert_eq!(frames(&joined), frames(&whole), "taken piece by piece the frames are others");
     let mut encoded = BytesMut::new();
     mllp::encode(rest, &mut encoded);
     if rest.len() <= LIMIT && !rest.contains(&mllp::END) && !rest.contains(&mllp::START) {
@@ -35,6 +37,39 @@ fn decode(data: &[u8], read: usize, limit: usize) -> Vec<mllp::Event> {
         assert!(buffer.len() <= limit + read + 4, "the buffer grows beyond the limit and one read");
     }
     events.extend(decoder.flush(&mut buffer));
+    events
+}
+
+/// As [`decode`], frames of more than a few bytes taken piece by piece and joined again.
+fn decode_pieces(data: &[u8], read: usize, limit: usize) -> Vec<mllp::Event> {
+    let mut decoder = mllp::Decoder::new(limit);
+    let (mut buffer, mut text) = (BytesMut::new(), Vec::new());
+    let mut events = Vec::new();
+    let mut take = |event, text: &mut Vec<u8>| match event {
+        mllp::Event::Piece(piece) => text.extend_from_slice(&piece),
+        mllp::Event::LastPiece(piece) => {
+            text.extend_from_slice(&piece);
+            events.push(mllp::Event::Frame(std::mem::take(text).into()));
+        }
+        event => {
+            text.clear();
+            events.push(event);
+        }
+    };
+    for piece in data.chunks(read) {
+        buffer.extend_from_slice(piece);
+        while let Some(event) = decoder.decode(&mut buffer) {
+            take(event, &mut text);
+        }
+        if decoder.begun() > 8
+            && let Some(head) = decoder.begin_pieces(&mut buffer)
+        {
+            text.extend_from_slice(&head);
+        }
+    }
+    if let Some(event) = decoder.flush(&mut buffer) {
+        take(event, &mut text);
+    }
     events
 }
 

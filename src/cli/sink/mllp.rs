@@ -80,7 +80,10 @@ async fn message(shared: &Shared, event: Event, connection: u64, output: &mut By
     let (body, len) = match event {
         Event::Frame(body) => (body.clone(), body.len() as u64),
         Event::TooLarge { len, head } => (head, len),
-        Event::Truncated { .. } | Event::Garbage { .. } => return Err(io::ErrorKind::InvalidData.into()),
+        // Pieces come only where they are asked for.
+        Event::Truncated { .. } | Event::Garbage { .. } | Event::Piece(_) | Event::LastPiece(_) => {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
     };
     let header = Header::parse(&body).ok();
     let control_id = header.as_ref().map_or(&b""[..], |h| h.control_id);

@@ -40,6 +40,13 @@ impl Connections {
         })
     }
 
+    /// A place at the limit, where a connection that holds one has been told to end: for that short while there is one more.
+    pub(super) fn take_over(self: &Arc<Self>) -> Permit {
+        self.open.fetch_add(1, Ordering::AcqRel);
+        self.meters.opened();
+        Permit { table: self.clone() }
+    }
+
     /// A place among those being told that they are refused; `None` when too many are.
     pub(super) fn refuse(self: &Arc<Self>) -> Option<RefusalPermit> {
         take(&self.refusing, MAX_REFUSING).then(|| RefusalPermit { table: self.clone() })

@@ -112,8 +112,8 @@ pub fn delimiters_are_bytes(encoding: &'static Encoding) -> bool {
 pub struct View<'a> {
     bytes: Cow<'a, [u8]>,
     default: Option<&'static Encoding>,
-    /// Decoded to UTF-8, whatever MSH-18 says.
-    decoded: bool,
+    /// Decoded to UTF-8 from this, whatever MSH-18 says.
+    decoded: Option<&'static Encoding>,
 }
 
 /// The message's own bytes, or, for a charset in which delimiters cannot be searched as bytes, the whole in UTF-8.
@@ -123,19 +123,21 @@ pub fn view<'a>(bytes: &'a [u8], default: Option<&'static Encoding>) -> View<'a>
     // ESC begins every shift of ISO 2022; without one, ASCII bytes are ASCII.
     let plain = || bytes.is_ascii() && memchr::memchr(0x1B, bytes).is_none();
     if delimiters_are_bytes(encoding) || plain() {
-        return View { bytes: Cow::Borrowed(bytes), default, decoded: false };
+        return View { bytes: Cow::Borrowed(bytes), default, decoded: None };
     }
     let bytes = match decode_with(bytes, encoding).0 {
         Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
         Cow::Owned(text) => Cow::Owned(text.into_bytes()),
     };
-    View { bytes, default, decoded: true }
+    View { bytes, default, decoded: Some(encoding) }
 }
 
 impl View<'_> {
     /// Reads the header; see [`Message`].
     pub fn message(&self) -> Result<Message<'_>, Unreadable> {
-        Message::read(&self.bytes, if self.decoded { Charset::Known(UTF_8) } else { Charset::Declared(self.default) })
+        let Some(encoding) = self.decoded else { return Message::read(&self.bytes, Charset::Declared(self.default)) };
+        // The header named the charset, so it could be read before; decoded it is none any more.
+        Message::read(&self.bytes, Charset::Known(UTF_8)).map_err(|_| Unreadable::Charset(encoding.name()))
     }
 }
 
@@ -183,6 +185,13 @@ mod tests {
         assert_eq!(decode("M\u{fc}ller".as_bytes(), ""), ("M\u{fc}ller".into(), false));
         assert_eq!(decode(b"M\xFCller", ""), ("M\u{fc}ller".into(), true));
         assert!(decode(b"\xFF\xFF\xFF", "GB 18030-2000").1);
+    }
+
+    #[test]
+    fn a_charset_that_the_message_is_not_in_is_named() {
+        let message = b"MSH|^~\\&|A|B|C|D|||ADT^A01|1|P|2.5||||||UNICODE UTF-16\rPID|||1||M\xFCller\r";
+        let error = view(message, None).message().err();
+        assert_eq!(error, Some(Unreadable::Charset("UTF-16BE")));
     }
 
     #[test]

@@ -26,6 +26,9 @@ pub enum Unreadable {
     /// MSH is followed by nothing, or by something that cannot separate fields.
     #[error("MSH is not followed by a field separator")]
     NoSeparator,
+    /// MSH can be read as it is, but not in the charset that MSH-18 names (the encoding's own name).
+    #[error("MSH-18 declares the charset {0}, but the message is not in it; correct MSH-18, or send the message in {0}")]
+    Charset(&'static str),
 }
 
 /// What the standard has a receiver complain about in a header that can be read.

@@ -1,6 +1,7 @@
 //! A frame that holds a batch: its messages, accepted one by one, and the response batch (HL7 v2.5.1, 2.10.3).
 
 use super::{
+    LARGE,
     answer::control_id,
     connection::MAX_IN_FLIGHT,
     pace::Pace,
@@ -11,6 +12,7 @@ use crate::{
     message::hl7::{Header, HeaderKind, batch},
 };
 use bytes::Bytes;
+use futures_util::StreamExt;
 use std::{
     collections::VecDeque,
     ops::Range,
@@ -87,7 +89,7 @@ impl<'a> Batch<'a> {
                 self.in_flight.pop_front();
             }
             let (mut started, mut waits) = (false, false);
-            while self.in_flight.len() < MAX_IN_FLIGHT && self.has_more() {
+            while self.in_flight.len() < MAX_IN_FLIGHT && self.has_more() && !self.has_large_in_flight() {
                 let turn = match pace.poll(source, cx) {
                     Poll::Ready(turn) => turn,
                     Poll::Pending => {
@@ -96,11 +98,13 @@ impl<'a> Batch<'a> {
                     }
                 };
                 let Some(range) = self.ranges.next() else { break };
-                let bytes = self.frame.slice(range);
                 // Polled at once, in order: see `Connection`.
                 let mut message = match turn {
-                    Ok(()) => Message::start(source, bytes),
-                    Err(retry_after) => Message::refuse(source, bytes, Refusal::RateLimited { retry_after }),
+                    Ok(()) => start(source, self.frame.slice(range)),
+                    Err(retry_after) => {
+                        let bytes = Bytes::copy_from_slice(&self.frame[range]);
+                        Message::refuse(source, bytes, Refusal::RateLimited { retry_after })
+                    }
                 };
                 self.in_flight.push_back(match message.poll(source, cx) {
                     Poll::Ready(finished) => {
@@ -120,6 +124,11 @@ impl<'a> Batch<'a> {
                 _ => return Poll::Pending,
             }
         }
+    }
+
+    /// Large ones go one at a time: each has a piece or two in memory.
+    fn has_large_in_flight(&self) -> bool {
+        self.in_flight.iter().any(|slot| matches!(slot, InFlight::Message(message) if message.len() > LARGE))
     }
 
     /// `[FHS] BHS { acknowledgment } BTS [FTS]`; nothing when no message wants an acknowledgment.
@@ -145,6 +154,19 @@ impl<'a> Batch<'a> {
         }
         Some(out)
     }
+}
+
+/// Hands over one message of the frame: copied, because while it waits for delivery it must not hold the whole frame; a large one piece
+/// by piece.
+fn start<'a>(source: &Source<'a>, bytes: Bytes) -> Message<'a> {
+    if bytes.len() <= LARGE {
+        return Message::start(source, Bytes::copy_from_slice(&bytes));
+    }
+    let head = Bytes::copy_from_slice(&bytes[..LARGE]);
+    let mut left = bytes.slice(LARGE..);
+    source.meters.received(left.len() as u64);
+    let pieces = std::iter::from_fn(move || (!left.is_empty()).then(|| Ok(left.split_to(left.len().min(LARGE)))));
+    Message::start_pieces(source, head, futures_util::stream::iter(pieces).boxed())
 }
 
 /// The first BHS of a file.

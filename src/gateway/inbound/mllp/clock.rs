@@ -9,10 +9,13 @@ pub(super) const CR_WITHIN: Duration = Duration::from_millis(100);
 /// The connection's times, with one timer that is set again only when it has to be earlier.
 pub(super) struct Clock {
     /// The last read.
-    pub last: Instant,
-    /// A frame began, or reading it was taken up again.
+    pub read: Instant,
+    /// The last sign of a sender at work: a frame, or its acknowledgment. Bytes outside frames are none.
+    pub active: Instant,
+    /// A frame began then, the time not counted in which the node did not read.
     pub frame: Option<Instant>,
-    reading: bool,
+    /// Since when the node does not read.
+    paused: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
     armed: Option<Instant>,
     /// The timer has gone off: look at everything again.
@@ -21,14 +24,15 @@ pub(super) struct Clock {
 
 impl Clock {
     pub fn new() -> Self {
-        Self { last: Instant::now(), frame: None, reading: true, timer: None, armed: None, fired: false }
+        let now = Instant::now();
+        Self { read: now, active: now, frame: None, paused: None, timer: None, armed: None, fired: false }
     }
 
     pub fn active(&mut self) {
-        self.last = Instant::now();
+        self.active = Instant::now();
     }
 
-    /// A frame has begun and not ended, or not.
+    /// A frame has begun and not ended, or not. One that begins over again has begun when it began first.
     pub fn in_frame(&mut self, begun: bool) {
         match begun {
             true if self.frame.is_none() => self.frame = Some(Instant::now()),
@@ -39,15 +43,19 @@ impl Clock {
 
     /// While the node does not read, the sender is not to blame for what does not come.
     pub fn reading(&mut self, reading: bool) {
-        if reading && !self.reading {
-            self.last = Instant::now();
-            self.frame = self.frame.map(|_| self.last);
+        match (reading, self.paused) {
+            (false, None) => self.paused = Some(Instant::now()),
+            (true, Some(since)) => {
+                let now = Instant::now();
+                (self.read, self.active, self.paused) = (now, now, None);
+                self.frame = self.frame.map(|begun| begun + (now - since));
+            }
+            _ => {}
         }
-        self.reading = reading;
     }
 
     pub fn cr_is_late(&self, awaited: bool) -> bool {
-        awaited && self.last.elapsed() >= CR_WITHIN
+        awaited && self.read.elapsed() >= CR_WITHIN
     }
 
     /// True when the time has come.

@@ -5,17 +5,22 @@
 //! costs nothing extra: no task, no channel, one read and one write per message.
 
 use super::{
-    LARGE, MAX_GARBAGE, MllpServer, Socket,
+    GAVE_WAY, LARGE, MAX_GARBAGE, MllpServer, Socket,
     batch::{self, Batch, Taken},
     clock::{CR_WITHIN, Clock},
     large::Place,
     pace::{PATIENCE, Pace},
+    receive::Receiving,
+    seats::{Doing, Seat},
     slot::{Message, Slot, Source},
 };
 use crate::{
     engine::ports::{Intake, Refusal},
-    gateway::inbound::{ANONYMOUS, LINGER, drain::Draining},
-    message::mllp::{self, Decoder, Event},
+    gateway::inbound::{LINGER, drain::Draining},
+    message::{
+        hl7::{Header, HeaderKind},
+        mllp::{self, Decoder, Event},
+    },
     telemetry::inbound::{Cut, Outcome},
 };
 use bytes::{Bytes, BytesMut};
@@ -43,6 +48,8 @@ const READ: usize = 8 * 1024;
 const READ_LARGE: usize = 64 * 1024;
 /// Frames up to this size are copied out of the read buffer, which then is never held, moved or allocated again.
 const COPIED: usize = 16 * 1024;
+/// Looked at to tell a batch from a message.
+const HEADER_START: usize = 1024;
 
 pub(super) struct Connection<'a, S> {
     server: &'a MllpServer,
@@ -57,7 +64,11 @@ pub(super) struct Connection<'a, S> {
     /// A frame that waits for its turn: the client is at its rate.
     next: Option<Bytes>,
     pace: Pace,
+    /// The large frame that is being received; the last slot is its message.
+    receiving: Option<Receiving>,
     clock: Clock,
+    /// Its place among the listener's connections.
+    seat: &'a Seat,
     /// Bytes outside frames since the last frame.
     garbage: u64,
     /// Held while a large frame is being received or is in hand.
@@ -92,11 +103,18 @@ enum Step {
 }
 
 impl<'a, S: Socket> Connection<'a, S> {
-    /// `proved`: the client has shown a certificate, so that it is known by more than its address.
-    pub fn new(server: &'a MllpServer, intake: &'a dyn Intake, io: S, client: Arc<str>, proved: bool, peer: SocketAddr) -> Self {
+    /// `sender`: the client's name, whether it has shown a certificate (and so is known by more than its address), and its address.
+    pub fn new(
+        server: &'a MllpServer,
+        intake: &'a dyn Intake,
+        seat: &'a Seat,
+        io: S,
+        sender: (Arc<str>, bool, SocketAddr),
+    ) -> Self {
+        let (client, proved, peer) = sender;
         let max_frame = usize::try_from(server.config.max_frame.as_u64()).unwrap_or(usize::MAX);
         Self {
-            large: Place::new(&client, proved && &*client != ANONYMOUS, peer.ip()),
+            large: Place::new(&client, proved, peer.ip()),
             source: Source {
                 intake,
                 meters: server.connections.meters(),
@@ -113,7 +131,9 @@ impl<'a, S: Socket> Connection<'a, S> {
             slots: VecDeque::new(),
             next: None,
             pace: Pace::default(),
+            receiving: None,
             clock: Clock::new(),
+            seat,
             garbage: 0,
             reopened: None,
             slowed_until: None,
@@ -161,10 +181,14 @@ impl<'a, S: Socket> Connection<'a, S> {
     /// Moves everything on as far as it goes without waiting.
     fn step(&mut self, draining: &Draining, cx: &mut Context<'_>) -> Poll<Step> {
         if self.draining == Drain::No && draining.begun() {
-            let idle = self.is_idle();
+            let idle = self.slots.len() == usize::from(self.receiving.is_some()) && self.next.is_none();
             self.draining = if idle { Drain::FrameUntil(Instant::now() + LINGER) } else { Drain::Last };
         }
         loop {
+            if self.draining == Drain::Last {
+                // Not begun too late: it has not ended in the time that it had.
+                self.abandon();
+            }
             self.collect(cx);
             let blocked = match self.start(cx) {
                 Ok(blocked) => blocked,
@@ -179,7 +203,7 @@ impl<'a, S: Socket> Connection<'a, S> {
             if self.ended && self.is_idle() {
                 return Poll::Ready(Step::Ended);
             }
-            if matches!(self.slots.front(), Some(Slot::Done(_))) {
+            if self.is_answered() {
                 // Answered at once: collected in the next round, which also may start more.
                 continue;
             }
@@ -200,9 +224,24 @@ impl<'a, S: Socket> Connection<'a, S> {
             match self.poll_time(reading, cx) {
                 Some(step) => return Poll::Ready(step),
                 None if self.clock.fired => self.clock.fired = false,
-                None => return Poll::Pending,
+                None => return self.wait(reading, cx),
             }
         }
+    }
+
+    /// Begins to wait, or leaves the place to somebody else: see [`super::seats`].
+    fn wait(&mut self, reading: bool, cx: &mut Context<'_>) -> Poll<Step> {
+        self.seat.waits(match self.clock.frame {
+            // What has come and is not looked at, because the node does not take more now, may be a message.
+            _ if !self.is_idle() || !(reading || self.read.is_empty()) => Doing::Working,
+            Some(begun) => Doing::Receiving(begun),
+            None => Doing::Nothing(self.clock.active),
+        });
+        if self.seat.must_leave(cx) { Poll::Ready(Self::leave()) } else { Poll::Pending }
+    }
+
+    fn leave() -> Step {
+        Step::Cut(Cut::GaveWay, GAVE_WAY)
     }
 
     /// Takes what the engine has answered, in order, into the write buffer.
@@ -212,11 +251,13 @@ impl<'a, S: Socket> Connection<'a, S> {
                 self.slowed_until = Some(Instant::now() + wait.min(PATIENCE));
             }
         }
-        while let Some(Slot::Done(reply)) = self.slots.front_mut() {
+        while self.is_answered()
+            && let Some(Slot::Done(reply)) = self.slots.pop_front()
+        {
             if let Some(reply) = reply {
-                mllp::encode(reply, &mut self.write);
+                mllp::encode(&reply, &mut self.write);
             }
-            self.slots.pop_front();
+            self.clock.active();
         }
         if self.large.is_held() && !self.is_large() {
             self.large.release();
@@ -226,9 +267,15 @@ impl<'a, S: Socket> Connection<'a, S> {
     /// Hands frames to the engine as long as there are some and room for them. True when no more may come now.
     fn start(&mut self, cx: &mut Context<'_>) -> Result<bool, Step> {
         loop {
-            let last = self.draining == Drain::Last && self.next.is_none();
-            if last || !self.has_room() || !self.may_take(cx) {
-                return Ok(true);
+            if let Some(receiving) = &mut self.receiving {
+                if receiving.poll_ready(cx).is_pending() {
+                    return Ok(true);
+                }
+            } else {
+                let last = self.draining == Drain::Last && self.next.is_none();
+                if last || !self.has_room() || !self.may_take(cx) {
+                    return Ok(true);
+                }
             }
             if let Some(frame) = self.next.take() {
                 let slot = match self.frame(frame, cx) {
@@ -250,25 +297,68 @@ impl<'a, S: Socket> Connection<'a, S> {
             }
             let Some(event) = event else {
                 self.clock.in_frame(self.decoder.in_frame());
-                return Ok(!self.may_be_large(cx));
+                if self.ended {
+                    self.abandon();
+                    return Ok(false);
+                }
+                if !self.may_be_large(cx) {
+                    return Ok(true);
+                }
+                match self.begin_large(cx)? {
+                    Some(true) => continue,
+                    waits => return Ok(waits.is_some()),
+                }
             };
-            self.clock.in_frame(false);
+            // A frame that begins over again has not ended.
+            if !matches!(event, Event::Truncated { .. } | Event::Piece(_)) {
+                self.clock.in_frame(false);
+            }
+            if matches!(event, Event::Frame(_) | Event::TooLarge { .. }) {
+                self.clock.active();
+                if !self.seat.works() {
+                    return Err(Self::leave());
+                }
+            }
             match event {
                 Event::Frame(frame) => {
                     self.garbage = 0;
                     self.next = Some(self.own(frame));
                 }
+                Event::Piece(piece) => {
+                    self.source.meters.received(piece.len() as u64);
+                    if let Some(receiving) = &mut self.receiving {
+                        receiving.next(piece);
+                    }
+                }
+                Event::LastPiece(piece) => {
+                    self.garbage = 0;
+                    self.clock.active();
+                    self.source.meters.received(piece.len() as u64);
+                    if let Some(receiving) = self.receiving.take() {
+                        receiving.last(piece);
+                    }
+                    self.shrink();
+                    if let Drain::FrameUntil(_) = self.draining {
+                        self.draining = Drain::Last;
+                    }
+                }
                 Event::TooLarge { head, .. } => {
                     self.garbage = 0;
                     self.shrink();
                     let limit = self.server.config.max_frame.as_u64();
-                    let slot = self.refuse(head, Refusal::TooLarge { limit }, cx);
-                    self.slots.push_back(slot);
+                    match self.receiving.take() {
+                        Some(receiving) => receiving.refuse(Refusal::TooLarge { limit }),
+                        None => {
+                            let slot = self.refuse(head, Refusal::TooLarge { limit }, cx);
+                            self.slots.push_back(slot);
+                        }
+                    }
                     if let Drain::FrameUntil(_) = self.draining {
                         self.draining = Drain::Last;
                     }
                 }
                 Event::Truncated { .. } => {
+                    self.abandon();
                     self.shrink();
                     self.source.meters.answered(Outcome::Aborted);
                 }
@@ -281,6 +371,41 @@ impl<'a, S: Socket> Connection<'a, S> {
                 }
             }
         }
+    }
+
+    /// Begins to hand over a frame that has become large, piece by piece. True: begun; false: it has to wait for its turn; `None`: there
+    /// is none. A batch is taken apart when it is whole.
+    fn begin_large(&mut self, cx: &mut Context<'_>) -> Result<Option<bool>, Step> {
+        let start = &self.read[..self.read.len().min(HEADER_START)];
+        if self.decoder.begun() <= LARGE || Header::parse(start).is_ok_and(|header| header.kind != HeaderKind::Msh) {
+            return Ok(None);
+        }
+        let Poll::Ready(turn) = self.pace.poll(&self.source, cx) else { return Ok(Some(false)) };
+        if !self.seat.works() {
+            return Err(Self::leave());
+        }
+        let Some(head) = self.decoder.begin_pieces(&mut self.read) else { return Ok(None) };
+        let (receiving, rest) = Receiving::new();
+        let message = match turn {
+            Ok(()) => Message::start_pieces(&self.source, head, rest),
+            Err(retry_after) => Message::refuse(&self.source, head, Refusal::RateLimited { retry_after }),
+        };
+        let slot = self.polled(Slot::One(message), cx);
+        self.slots.push_back(slot);
+        self.receiving = Some(receiving);
+        Ok(Some(true))
+    }
+
+    /// The frame that is being received will not end: no message.
+    fn abandon(&mut self) {
+        if self.receiving.take().is_some() {
+            self.slots.pop_back();
+        }
+    }
+
+    /// Is the first message answered? One whose frame has not ended is not told so before.
+    fn is_answered(&self) -> bool {
+        matches!(self.slots.front(), Some(Slot::Done(_))) && (self.receiving.is_none() || self.slots.len() > 1)
     }
 
     /// A frame apart from the read buffer.
@@ -380,7 +505,7 @@ impl<'a, S: Socket> Connection<'a, S> {
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let want = if self.read.len() >= READ { READ_LARGE } else { READ / 2 };
+        let want = if self.read.len() >= READ || self.receiving.is_some() { READ_LARGE } else { READ / 2 };
         if self.read.capacity() - self.read.len() < want {
             self.read.reserve(want);
         }
@@ -390,7 +515,7 @@ impl<'a, S: Socket> Connection<'a, S> {
         }
         let polled = poll_read_buf(Pin::new(&mut self.io), cx, &mut self.read);
         if matches!(polled, Poll::Ready(Ok(_))) {
-            self.clock.active();
+            self.clock.read = Instant::now();
         }
         polled
     }
@@ -406,8 +531,8 @@ impl<'a, S: Socket> Connection<'a, S> {
         let awaits_cr = reading && self.decoder.awaits_cr(&self.read);
         let frame = self.clock.frame.filter(|_| reading).map(|begun| begun + config.frame_timeout);
         let idle = (reading && !config.idle_timeout.is_zero() && self.is_idle() && frame.is_none())
-            .then(|| self.clock.last + config.idle_timeout);
-        let cr = awaits_cr.then(|| self.clock.last + CR_WITHIN);
+            .then(|| self.clock.active + config.idle_timeout);
+        let cr = awaits_cr.then(|| self.clock.read + CR_WITHIN);
         let drain = match self.draining {
             Drain::FrameUntil(until) => Some(until),
             _ => None,

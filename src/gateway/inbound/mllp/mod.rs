@@ -24,8 +24,10 @@
 //!
 //! MLLP has no way to refuse before a message came: connections over `max_connections` are accepted and closed at once, so
 //! that the sender sees a plain end and can go to another node, and counted. A frame over `max_frame` is refused with `AR`, recorded and skipped; the
-//! connection goes on. Frames over 256 KiB are received a few at a time, at most half of them from one sender, and each within
-//! `frame_timeout`. More than [`MAX_GARBAGE`] bytes outside frames end the connection. While the node pushes back,
+//! connection goes on. A full table is shared: the longest idle connection of the address that holds the most gives way to
+//! a sender that holds fewer (see `seats`). Frames over 256 KiB are received a few at a time, at most half of them from one sender, and each within
+//! `frame_timeout`; a message among them goes into the log piece by piece while it arrives (rules see its beginning), and is answered when
+//! its frame has ended; a start block within a frame does not begin that time anew. More than [`MAX_GARBAGE`] bytes outside frames end the connection. While the node pushes back,
 //! nothing is read, and TCP tells the sender. So it is while a message waits for its turn because its client is over its rate; one
 //! that would wait longer than 5 s is refused with `AE`.
 
@@ -35,9 +37,12 @@ mod clock;
 mod connection;
 mod large;
 mod pace;
+mod receive;
+mod seats;
 mod slot;
 
 use super::{
+    ANONYMOUS,
     accept::accept_until,
     connections::{Connections, Permit},
     drain::Draining,
@@ -45,10 +50,14 @@ use super::{
 };
 use crate::{
     config,
-    engine::ports::{Credentials, Intake},
+    engine::{
+        ports::{Credentials, Intake},
+        shares::Holder,
+    },
     telemetry::inbound::{ConnectionCut, Cut},
 };
 use bytes::Bytes;
+use seats::{Seat, Seats};
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -63,8 +72,12 @@ pub const MAX_GARBAGE: u64 = 1024 * 1024;
 
 /// Frames over this size, in bytes, are received a few at a time.
 const LARGE: usize = 256 * 1024;
-/// How many of them: bounds memory to this times `max_frame`. One sender may have half of them.
+/// How many of them. One sender may have half of them. A message goes on to the engine piece by piece while it arrives; a batch is held whole,
+/// so that this times `max_frame` bounds the memory of batches.
 const LARGE_AT_ONCE: usize = 4;
+/// Told when a connection is ended for somebody else's.
+const GAVE_WAY: &str = "the table is full and this address holds most of it: its longest idle connection gives way to another \
+                        sender's; raise max_connections of this listener, or set its idle_timeout";
 /// For a TLS handshake.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 
@@ -75,6 +88,7 @@ pub struct MllpServer {
     client: Option<Arc<str>>,
     tls: Option<TlsAcceptor>,
     connections: Arc<Connections>,
+    seats: Arc<Seats>,
     large: large::Large,
 }
 
@@ -87,6 +101,7 @@ impl MllpServer {
             client: config.client.as_deref().map(Arc::from),
             listener,
             tls,
+            seats: Seats::new(config.max_connections),
             config,
             large: large::Large::default(),
         })
@@ -95,6 +110,16 @@ impl MllpServer {
     /// The table of its open connections.
     pub fn connections(&self) -> &Arc<Connections> {
         &self.connections
+    }
+
+    /// A place in the table of connections, and how to be asked for it back.
+    fn place(&self, peer: SocketAddr) -> Option<(Permit, Seat)> {
+        let holder = Holder::address(peer.ip());
+        let permit = match self.connections.take() {
+            None if self.seats.make_room(&holder) => self.connections.take_over(),
+            taken => taken?,
+        };
+        Some((permit, self.seats.sit(holder)))
     }
 
     fn cut(&self, peer: SocketAddr, reason: Cut, detail: &str) {
@@ -115,9 +140,9 @@ pub async fn serve(
     tasks: TaskTracker,
 ) {
     let draining = Draining::default();
-    accept_until(listener, &server.listener, &drain, |stream, peer| match server.connections.take() {
-        Some(permit) => {
-            tasks.spawn(connect(server.clone(), intake.clone(), draining.clone(), stream, peer, permit));
+    accept_until(listener, &server.listener, &drain, |stream, peer| match server.place(peer) {
+        Some(place) => {
+            tasks.spawn(connect(server.clone(), intake.clone(), draining.clone(), stream, peer, place));
         }
         None => server.cut(peer, Cut::Limit, "too many connections: raise max_connections of this listener or add a node"),
     })
@@ -130,29 +155,51 @@ async fn connect(
     server: Arc<MllpServer>,
     intake: Arc<dyn Intake>,
     draining: Draining,
-    mut stream: TcpStream,
+    stream: TcpStream,
     socket_peer: SocketAddr,
-    permit: Permit,
+    place: (Permit, Seat),
 ) {
-    let _permit = permit;
-    let config = &server.config;
+    let (_permit, seat) = place;
     // An error here means that the peer is gone, which the first read tells.
     let _ = stream.set_nodelay(true);
+    let opened = tokio::select! {
+        biased;
+        () = seat.asked_to_leave() => return server.cut(socket_peer, Cut::GaveWay, GAVE_WAY),
+        opened = open(&server, stream, socket_peer) => opened,
+    };
+    match opened {
+        Some((Opened::Plain(stream), peer)) => converse(&server, &*intake, draining, &seat, stream, peer, None).await,
+        Some((Opened::Tls(stream), peer)) => {
+            let certificate = super::tls::client_certificate(stream.get_ref().1);
+            converse(&server, &*intake, draining, &seat, *stream, peer, certificate).await;
+        }
+        None => {}
+    }
+}
+
+/// A connection that can be read from.
+enum Opened {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// Admits the peer and shakes hands; `None` when that failed, which is told here.
+async fn open(server: &MllpServer, mut stream: TcpStream, socket_peer: SocketAddr) -> Option<(Opened, SocketAddr)> {
+    let config = &server.config;
     let peer = match peer::admit(&mut stream, socket_peer, &config.proxy_protocol_from, &config.allow_ips).await {
         Ok(peer) => peer,
-        Err((reason, detail)) => return server.cut(socket_peer, reason, detail),
+        Err((reason, detail)) => {
+            server.cut(socket_peer, reason, detail);
+            return None;
+        }
     };
-    match &server.tls {
-        None => converse(&server, &*intake, draining, stream, peer, None).await,
-        Some(acceptor) => match timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await {
-            Ok(Ok(stream)) => {
-                let certificate = super::tls::client_certificate(stream.get_ref().1);
-                converse(&server, &*intake, draining, stream, peer, certificate).await;
-            }
-            Ok(Err(error)) => server.cut(peer, Cut::Tls, &format!("TLS handshake failed: {error}")),
-            Err(_) => server.cut(peer, Cut::Tls, "TLS handshake did not end in time"),
-        },
+    let Some(acceptor) = &server.tls else { return Some((Opened::Plain(stream), peer)) };
+    match timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => return Some((Opened::Tls(Box::new(stream)), peer)),
+        Ok(Err(error)) => server.cut(peer, Cut::Tls, &format!("TLS handshake failed: {error}")),
+        Err(_) => server.cut(peer, Cut::Tls, "TLS handshake did not end in time"),
     }
+    None
 }
 
 /// Identifies the sender, once for the connection, and takes its frames.
@@ -160,6 +207,7 @@ async fn converse(
     server: &MllpServer,
     intake: &dyn Intake,
     draining: Draining,
+    seat: &Seat,
     stream: impl Socket,
     peer: SocketAddr,
     certificate: Option<Bytes>,
@@ -169,7 +217,11 @@ async fn converse(
     let identified =
         identify(intake, &server.listener, Some(peer), &credentials, server.client.as_ref(), server.config.require_client);
     match identified.await {
-        Ok(client) => connection::Connection::new(server, intake, stream, client, proved, peer).run(draining).await,
+        Ok(client) => {
+            let proved = proved && &*client != ANONYMOUS;
+            seat.belongs_to((!proved).then(|| Holder::address(peer.ip())));
+            connection::Connection::new(server, intake, seat, stream, (client, proved, peer)).run(draining).await;
+        }
         // Without a message there is nothing to answer, so the connection is ended; the reason is in the log.
         Err(denied) => server.cut(peer, Cut::Denied, &denied.to_string()),
     }

@@ -1,6 +1,7 @@
 //! One frame in hand: from the call to the engine to its reply.
 
 use super::{
+    LARGE,
     answer::{Verdict, acknowledge, relayable},
     batch::Batch,
     pace::Pace,
@@ -35,7 +36,9 @@ pub(super) type Reply = Option<Vec<u8>>;
 
 /// One message with the engine.
 pub(super) struct Message<'a> {
+    /// Of one that is handed over piece by piece only the beginning.
     bytes: Bytes,
+    pieces: bool,
     state: State<'a>,
 }
 
@@ -59,6 +62,12 @@ impl<'a> Message<'a> {
         Self::hand_over(source, bytes.clone(), Incoming::Whole(bytes))
     }
 
+    /// As [`Message::start`], for a large one that still arrives: `head` is its beginning, `rest` what follows.
+    pub fn start_pieces(source: &Source<'a>, head: Bytes, rest: BodyStream) -> Self {
+        source.meters.received(head.len() as u64);
+        Self { pieces: true, ..Self::hand_over(source, beginning(&head), Incoming::Stream { head, rest }) }
+    }
+
     /// Refused here: the engine only records it. `head`: what is at hand of the message.
     pub fn refuse(source: &Source<'a>, head: Bytes, refusal: Refusal) -> Self {
         Self::hand_over(source, head.clone(), Incoming::Refused { head, refusal })
@@ -74,11 +83,12 @@ impl<'a> Message<'a> {
             paced: true,
             body,
         };
-        Self { bytes, state: State::Accepting(source.intake.accept(arrival)) }
+        Self { bytes, pieces: false, state: State::Accepting(source.intake.accept(arrival)) }
     }
 
+    /// Its bytes; of one that is handed over piece by piece, that it is a large one.
     pub fn len(&self) -> usize {
-        self.bytes.len()
+        if self.pieces { LARGE + 1 } else { self.bytes.len() }
     }
 
     pub fn poll(&mut self, source: &Source<'a>, cx: &mut Context<'_>) -> Poll<Finished> {
@@ -134,6 +144,14 @@ impl<'a> Message<'a> {
     fn told(&self, id: Option<MessageId>, verdict: &Verdict<'_>) -> Poll<Finished> {
         Poll::Ready(Finished { reply: acknowledge(&self.bytes, id, verdict), slow_down: None })
     }
+}
+
+/// Kept of a large message, to acknowledge it: enough for any MSH segment.
+const BEGINNING: usize = 16 * 1024;
+
+/// Apart from the rest, which is free as soon as it is stored.
+fn beginning(head: &[u8]) -> Bytes {
+    Bytes::copy_from_slice(&head[..head.len().min(BEGINNING)])
 }
 
 /// One frame in hand.
