@@ -85,14 +85,13 @@ impl Filled {
         }
     }
 
-    fn works(&self, name: &str) {
+    fn works(&mut self, name: &str) {
         let load = Load { count: Some(10), name: name.into(), ..Load::new(Via::Mllp(self.node.mllp)) };
         let sent = load.run(Duration::from_secs(20));
         assert_eq!(sent.acknowledged.len(), 80, "accepts\n{}", self.node.log_tail(20));
         assert!(self.receiver.wait_for(&sent, Duration::from_secs(20)), "delivers\n{}", self.node.log_tail(20));
-        let mut all = self.sent.clone();
-        all.merge(sent);
-        check(&all, &self.receiver.arrivals(), Doubles::Forbidden).unwrap_or_else(|fault| panic!("{fault}"));
+        self.sent.merge(sent);
+        check(&self.sent, &self.receiver.arrivals(), Doubles::Forbidden).unwrap_or_else(|fault| panic!("{fault}"));
     }
 }
 
@@ -153,6 +152,49 @@ fn one_segment_lost(which: usize) {
     filled.node.stop(Duration::from_secs(30));
     filled.node.start();
     assert!(answers(&filled.node).len() >= now.len());
+}
+
+/// A log that is gone, whoever took it: told as a damaged one is, with what to do, and all else is there.
+#[test]
+fn a_log_segment_that_is_gone_is_told() {
+    let mut filled = filled();
+    let mut now = filled.answers.clone();
+    // The first, one in the middle, the newest, one after the other.
+    for (which, name) in [(0, "F"), (usize::MAX / 2, "M"), (usize::MAX, "N")] {
+        let logs: Vec<_> = files(&filled.node, "log-").into_iter().filter(|p| p.extension().is_some_and(|e| e == "db")).collect();
+        let victim = &logs[match which {
+            usize::MAX => logs.len() - 1,
+            0 => 0,
+            _ => logs.len() / 2,
+        }];
+        let file = victim.file_name().expect("a name").to_string_lossy().into_owned();
+        let number = file.trim_start_matches("log-").trim_end_matches(".db").to_owned();
+        for path in files(&filled.node, "").into_iter().filter(|p| p.to_string_lossy().contains(&number)) {
+            fs::remove_file(path).expect("removed");
+        }
+        filled.node.start();
+        assert!(settled(&filled.node, Duration::from_secs(30)));
+        let told = |node: &Node| node.log().lines().filter(|l| l.contains(&file) && l.contains("missing")).count();
+        assert!(told(&filled.node) >= 1, "{name}: the log names {file}\n{}", filled.node.log_tail(20));
+        assert!(filled.node.metric("hie_ledger_damage_total").unwrap_or(0.0) >= 1.0, "{name}: the metric counts it");
+        let status = filled.node.get("/status").json();
+        let problems = status["problems"].to_string();
+        assert!(problems.contains(&file) && problems.contains("backup"), "{name}: {status}");
+        let (before, left) = (now.len(), answers(&filled.node));
+        println!("{name}: {} of {before} transactions after the loss of one of {} segments", left.len(), logs.len());
+        assert!(left.iter().all(|(id, told)| now.get(id) == Some(told)), "{name}: what is there is unchanged");
+        assert!(before - left.len() < before * 2 / logs.len() + 50, "{name}: more than one segment is gone");
+        filled.works(name);
+        assert!(settled(&filled.node, Duration::from_secs(30)));
+        now = answers(&filled.node);
+        assert!(now.len() >= left.len() + 80);
+        // Told again until it is back or retention would have removed it.
+        filled.node.stop(Duration::from_secs(30));
+        filled.node.start();
+        assert!(told(&filled.node) >= 2, "{name}: told at every start\n{}", filled.node.log_tail(20));
+        assert_eq!(answers(&filled.node).len(), now.len());
+        filled.node.stop(Duration::from_secs(30));
+    }
 }
 
 /// The open log's end torn off, as a power cut may leave it: what was whole is there, the node starts.
