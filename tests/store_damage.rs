@@ -85,14 +85,13 @@ impl Filled {
         }
     }
 
-    fn works(&self, name: &str) {
+    fn works(&mut self, name: &str) {
         let load = Load { count: Some(10), name: name.into(), ..Load::new(Via::Mllp(self.node.mllp)) };
         let sent = load.run(Duration::from_secs(20));
         assert_eq!(sent.acknowledged.len(), 80, "accepts\n{}", self.node.log_tail(20));
         assert!(self.receiver.wait_for(&sent, Duration::from_secs(20)), "delivers\n{}", self.node.log_tail(20));
-        let mut all = self.sent.clone();
-        all.merge(sent);
-        check(&all, &self.receiver.arrivals(), Doubles::Forbidden).unwrap_or_else(|fault| panic!("{fault}"));
+        self.sent.merge(sent);
+        check(&self.sent, &self.receiver.arrivals(), Doubles::Forbidden).unwrap_or_else(|fault| panic!("{fault}"));
     }
 }
 
@@ -153,6 +152,49 @@ fn one_segment_lost(which: usize) {
     filled.node.stop(Duration::from_secs(30));
     filled.node.start();
     assert!(answers(&filled.node).len() >= now.len());
+}
+
+/// A log that is gone, whoever took it: told as a damaged one is, with what to do, and all else is there.
+#[test]
+fn a_log_segment_that_is_gone_is_told() {
+    let mut filled = filled();
+    let mut now = filled.answers.clone();
+    // The first, one in the middle, the newest, one after the other.
+    for (which, name) in [(0, "F"), (usize::MAX / 2, "M"), (usize::MAX, "N")] {
+        let logs: Vec<_> = files(&filled.node, "log-").into_iter().filter(|p| p.extension().is_some_and(|e| e == "db")).collect();
+        let victim = &logs[match which {
+            usize::MAX => logs.len() - 1,
+            0 => 0,
+            _ => logs.len() / 2,
+        }];
+        let file = victim.file_name().expect("a name").to_string_lossy().into_owned();
+        let number = file.trim_start_matches("log-").trim_end_matches(".db").to_owned();
+        for path in files(&filled.node, "").into_iter().filter(|p| p.to_string_lossy().contains(&number)) {
+            fs::remove_file(path).expect("removed");
+        }
+        filled.node.start();
+        assert!(settled(&filled.node, Duration::from_secs(30)));
+        let told = |node: &Node| node.log().lines().filter(|l| l.contains(&file) && l.contains("missing")).count();
+        assert!(told(&filled.node) >= 1, "{name}: the log names {file}\n{}", filled.node.log_tail(20));
+        assert!(filled.node.metric("hie_ledger_damage_total").unwrap_or(0.0) >= 1.0, "{name}: the metric counts it");
+        let status = filled.node.get("/status").json();
+        let problems = status["problems"].to_string();
+        assert!(problems.contains(&file) && problems.contains("backup"), "{name}: {status}");
+        let (before, left) = (now.len(), answers(&filled.node));
+        println!("{name}: {} of {before} transactions after the loss of one of {} segments", left.len(), logs.len());
+        assert!(left.iter().all(|(id, told)| now.get(id) == Some(told)), "{name}: what is there is unchanged");
+        assert!(before - left.len() < before * 2 / logs.len() + 50, "{name}: more than one segment is gone");
+        filled.works(name);
+        assert!(settled(&filled.node, Duration::from_secs(30)));
+        now = answers(&filled.node);
+        assert!(now.len() >= left.len() + 80);
+        // Told again until it is back or retention would have removed it.
+        filled.node.stop(Duration::from_secs(30));
+        filled.node.start();
+        assert!(told(&filled.node) >= 2, "{name}: told at every start\n{}", filled.node.log_tail(20));
+        assert_eq!(answers(&filled.node).len(), now.len());
+        filled.node.stop(Duration::from_secs(30));
+    }
 }
 
 /// The open log's end torn off, as a power cut may leave it: what was whole is there, the node starts.
@@ -281,6 +323,36 @@ fn a_damaged_file_of_short_lived_bodies_is_told_and_in_nobody_s_way() {
     assert_eq!(parked, 32);
     let mut sent = kept;
     sent.merge(after);
+    check(&sent, &receiver.arrivals(), Doubles::Forbidden).unwrap_or_else(|fault| panic!("{fault}"));
+}
+
+/// A read that fails for a moment, after a long outage: the attempts that the outage took do not count against it.
+#[test]
+fn a_message_that_cannot_be_read_for_a_moment_after_an_outage_is_tried_again() {
+    let mut receiver = Receiver::willing();
+    receiver.down();
+    let short = queue("test.short", "true") + "storage = \"no-bodies\"\n" + &route("p", &receiver.target(), "");
+    let mut node = Builder::new().channel(short).start();
+    let load = Load { connections: 1, count: Some(1), ..Load::new(Via::Http(node.http, "/x".into())) };
+    let sent = load.run(Duration::from_secs(20));
+    assert_eq!(sent.acknowledged.len(), 1);
+    let attempts = |node: &Node| node.metric("hie_delivery_attempts_total").unwrap_or(0.0);
+    assert!(harness::wait_until(Duration::from_secs(20), || attempts(&node) > 12.0), "{}", node.metrics());
+    // After a start its body is in the file alone, which nobody has open while the route is held.
+    assert_eq!(node.post("/routes/test.short/p/pause", "").status, 200);
+    node.stop(Duration::from_secs(20));
+    node.start();
+    let transient: Vec<_> = files(&node, "transient-").into_iter().filter(|p| p.extension().is_some_and(|e| e == "db")).collect();
+    let away = node.dir().join("away");
+    fs::rename(&transient[0], &away).expect("moved");
+    receiver.up();
+    assert_eq!(node.post("/routes/test.short/p/resume", "").status, 200);
+    let told = || node.get("/routes").text();
+    let tried = harness::wait_until(Duration::from_secs(20), || told().contains("could not be read"));
+    assert!(tried, "{}\n{}", told(), node.log_tail(20));
+    assert_eq!(node.metric("hie_route_parked"), Some(0.0), "{}\n{}", told(), node.log_tail(20));
+    fs::rename(&away, &transient[0]).expect("moved back");
+    assert!(receiver.wait_for(&sent, Duration::from_secs(20)), "{}\n{}", told(), node.log_tail(20));
     check(&sent, &receiver.arrivals(), Doubles::Forbidden).unwrap_or_else(|fault| panic!("{fault}"));
 }
 

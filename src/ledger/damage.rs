@@ -2,6 +2,7 @@
 
 use super::catalog::{Segment, sync_dir};
 use super::core::Core;
+use super::problems::Problems;
 use super::sql::FileError;
 use crate::engine::fact::Seq;
 use crate::telemetry::ledger as event;
@@ -21,8 +22,20 @@ pub fn quarantine(core: &Core, segment: &Segment, error: &str) {
     segment.set_gone();
     core.pool.forget(&segment.log);
     core.pool.forget(&segment.view);
+    // Not noted, the next start tells of it once more.
+    let _ = core.note(|marks| marks.forget(segment.first));
     let moved = set_aside(&core.dir, &segment.files());
     say(core, &segment.log, error, moved);
+}
+
+/// A log that the notes name is not in the folder, and nobody here removed it: what was in it is not found any more. Told at every
+/// start until it is back, or retention has removed a younger one.
+pub fn missing(problems: &Problems, log: &Path) {
+    let file = name(log);
+    let action = "its transactions are not found, and what waited in it is not delivered; all else is in use: stop the node, \
+                  restore the file from a backup into the ledger's folder, start the node";
+    event::DamageFound { file: &file, error: "the file is missing", action }.emit();
+    problems.add(&file, format!("missing: the file is gone; {action}"));
 }
 
 /// Moves files into the quarantine folder.

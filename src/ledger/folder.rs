@@ -234,11 +234,7 @@ impl Folder {
     pub fn sync(&mut self) {
         let result = self.views.iter_mut().try_for_each(View::sync).map_err(|e| e.to_string()).and_then(|()| {
             let (folded, high) = (self.at, self.core.queue.next_seq());
-            let oldest = self.core.catalog.oldest().map_or(0, |s| s.first);
-            let noted = self.core.note(|marks| {
-                (marks.folded, marks.high) = (folded, high);
-                marks.closed.retain(|first, _| *first >= oldest);
-            });
+            let noted = self.core.note(|marks| (marks.folded, marks.high) = (folded, high));
             noted.map_err(|e| e.to_string())
         });
         if let Err(e) = result {

@@ -40,11 +40,21 @@ pub struct Keeper {
     copy_after: Option<Instant>,
     counted: Option<Instant>,
     retention: retention::Retention,
+    /// The newest log that is noted.
+    noted: Option<Seq>,
 }
 
 impl Keeper {
     pub fn new(core: Arc<Core>, free_space: FreeSpace) -> Self {
-        Self { core, free_space, copier: None, copy_after: None, counted: None, retention: retention::Retention::default() }
+        Self {
+            core,
+            free_space,
+            copier: None,
+            copy_after: None,
+            counted: None,
+            retention: retention::Retention::default(),
+            noted: None,
+        }
     }
 
     /// Runs until the ledger is closed.
@@ -52,6 +62,7 @@ impl Keeper {
         loop {
             self.core.keeper_bell.wait(if self.core.is_tight() { HURRY } else { ROUND });
             self.copy_wal();
+            self.note_newest();
             self.core.watch_views();
             let sealed = self.seal();
             self.remove_transients();
@@ -71,6 +82,19 @@ impl Keeper {
         }
         self.copier = None;
         self.seal();
+    }
+
+    /// Notes the log that was begun, so that it is missed when it is gone at the next start. Not noted now, it is in the next round.
+    fn note_newest(&mut self) {
+        let newest = self.core.catalog.newest().map(|s| s.first);
+        if newest == self.noted {
+            return;
+        }
+        if let Some(first) = newest
+            && self.core.note(|marks| marks.open.extend([first])).is_ok()
+        {
+            self.noted = newest;
+        }
     }
 
     /// Copies the active write-ahead log into its file while commits go on.
@@ -153,8 +177,9 @@ impl Keeper {
             // The next start removes them.
             return;
         }
-        // With a damaged log, whose messages they hold is not known: they are kept beside it.
-        let damaged = self.core.problems.all().iter().any(|p| p.text.starts_with("damaged: "));
+        // With a log damaged or missing, whose messages they hold is not known: they are kept beside it.
+        let lost = |text: &str| text.starts_with("damaged: ") || text.starts_with("missing: ");
+        let damaged = self.core.problems.all().iter().any(|p| lost(&p.text));
         for path in unneeded {
             self.core.pool.forget(&path);
             if damaged {

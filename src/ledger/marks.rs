@@ -1,10 +1,11 @@
 //! The ledger's own small notes, in one file that is replaced atomically: how far the views are durable, and the
-//! highest number known, so that numbers rise even when the newest log is lost.
+//! highest number known, so that numbers rise even when the newest log is lost, and which logs there are, so that one that vanishes
+//! is missed.
 
 use super::catalog::sync_dir;
 use crate::engine::fact::Seq;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -34,12 +35,27 @@ pub struct Marks {
     pub high: Seq,
     /// Closed logs: first number to length and time of change (Unix nanoseconds).
     pub closed: BTreeMap<Seq, (u64, i64)>,
+    /// Logs that were begun and are not closed: first numbers.
+    pub open: BTreeSet<Seq>,
 }
 
 impl Marks {
     /// Reads the notes; missing or unreadable ones are as new: the views are then made from the logs.
     pub fn load(dir: &Path) -> Self {
         std::fs::read(dir.join(NAME)).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+    }
+
+    /// A log goes, and it should: it is not missed. To be durable before the log is gone.
+    pub fn forget(&mut self, first: Seq) {
+        self.closed.remove(&first);
+        self.open.remove(&first);
+    }
+
+    /// Logs that should be there and are not among `there`: first number, and length where it is known. Rising.
+    pub fn missing(&self, there: &[Seq]) -> BTreeMap<Seq, Option<u64>> {
+        let closed = self.closed.iter().map(|(first, (length, _))| (*first, Some(*length)));
+        let known = self.open.iter().map(|first| (*first, None)).chain(closed);
+        known.filter(|(first, _)| there.binary_search(first).is_err()).collect()
     }
 
     /// Replaces the notes, durably.

@@ -38,7 +38,7 @@ pub fn open(options: &Options) -> Result<Opened, OpenError> {
     let dir = options.dir.as_path();
     let failed = |e: std::io::Error| OpenError::Directory { dir: dir.to_owned(), source: e };
     make_dir(dir).map_err(failed)?;
-    let marks = Marks::load(dir);
+    let mut marks = Marks::load(dir);
     let problems = Problems::default();
     let mut segments = Vec::new();
     let mut high = marks.high.max(highest_in_quarantine(dir).map_err(failed)?);
@@ -53,11 +53,19 @@ pub fn open(options: &Options) -> Result<Opened, OpenError> {
             }
             Err(FileError::Damaged(d)) => {
                 high = high.max(highest_possible(&segment.log, first));
+                marks.forget(first);
+                marks.save(dir).map_err(failed)?;
                 let moved = damage::set_aside(dir, &segment.files());
                 say(&problems, &segment.log, &d.0, moved)?;
             }
             Err(e) => return Err(OpenError::File { file: segment.log, source: e }),
         }
+    }
+    for (first, length) in marks.missing(&firsts) {
+        // Its numbers are not used again: other files may still refer to them.
+        let length = length.unwrap_or_else(|| options.config.segment_size.as_u64().saturating_mul(2));
+        high = high.max(first.saturating_add(length / LEAST_RECORD));
+        damage::missing(&problems, &Segment::new(dir, first).log);
     }
     let next = high + 1;
     let transients = Transients::open(dir).map_err(failed)?;

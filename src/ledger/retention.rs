@@ -5,6 +5,7 @@ use super::carry;
 use super::catalog::{Segment, remove_files, sync_dir};
 use super::core::{Core, now_ms};
 use super::keeper::disk_bytes;
+use super::marks::Marks;
 use super::sql::{FileError, io_error};
 use crate::engine::ports::LogError;
 use crate::telemetry::ledger as event;
@@ -91,12 +92,23 @@ fn last_at(core: &Core, segment: &Segment) -> Result<i64, FileError> {
 
 /// Removes a segment whose unfinished transactions are all carried.
 fn remove(core: &Core, segment: &Arc<Segment>) -> Result<(), FileError> {
+    // Before it is gone: a log that is gone and noted counts as lost. One that is noted no more and still there is checked at the
+    // next start. Those that were missed and are older would be gone by now.
+    let forget = |marks: &mut Marks| {
+        marks.closed.retain(|first, _| *first > segment.first || (*first < segment.first && core.catalog.at(*first).is_some()));
+        marks.open.retain(|first| *first > segment.first);
+    };
+    let noted = core.note(forget);
     core.catalog.remove(segment.first);
     segment.set_gone();
     core.pool.forget(&segment.log);
     core.pool.forget(&segment.view);
     // The log first: a view without a log is removed at the next start, a log without a view would be read again.
     remove_files(&segment.files()).and_then(|()| sync_dir(&core.dir)).map_err(|e| io_error(&e))?;
+    if noted.is_err() {
+        // For want of space, probably, which there is now.
+        core.note(forget).map_err(|e| io_error(&e))?;
+    }
     if let Some(oldest) = core.catalog.oldest() {
         core.homes.forget_below(oldest.first);
     }

@@ -26,6 +26,7 @@ pub fn sound(core: &Core, segment: &Segment) -> std::io::Result<()> {
     match stamp(&segment.log) {
         Some(stamp) => core.note(|marks| {
             marks.closed.insert(segment.first, stamp);
+            marks.open.remove(&segment.first);
         }),
         None => Ok(()),
     }
@@ -67,14 +68,17 @@ pub fn while_running(core: &Core, segments: Vec<Arc<Segment>>) {
         if core.closing.load(Ordering::Acquire) {
             return;
         }
-        let Err(e) = check(&segment.log) else {
-            let _ = sound(core, &segment);
-            continue;
-        };
+        let checked = check(&segment.log);
+        // Retention may have removed it meanwhile: noted then, it would be missed at the next start.
         let _alone = core.moving.lock().unwrap_or_else(|e| e.into_inner());
-        if !segment.is_gone() {
-            let _ = carry::carry(core, &segment, true);
-            damage::quarantine(core, &segment, &e.to_string());
+        match checked {
+            _ if segment.is_gone() => {}
+            // Not noted, it is only checked again.
+            Ok(()) => drop(sound(core, &segment)),
+            Err(e) => {
+                let _ = carry::carry(core, &segment, true);
+                damage::quarantine(core, &segment, &e.to_string());
+            }
         }
     }
 }
