@@ -530,8 +530,16 @@ fn a_bug_in_the_live_feed_cuts_its_readers_off_and_lets_them_come_back() {
         assert!(piece[..n].starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&piece[..n]));
         stream
     };
+    // Counted a moment after its head is sent.
+    let readers = |wanted: usize| {
+        let begin = Instant::now();
+        while node.feed.stats().total != wanted && begin.elapsed() < Duration::from_secs(5) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        node.feed.stats().total
+    };
     let mut first = open("");
-    assert_eq!(node.feed.stats().total, 1);
+    assert_eq!(readers(1), 1);
     // A reader that has missed something has the log read, which panics.
     node.committed.store(5, Relaxed);
     let mut second = open("Last-Event-ID: 1\r\n");
@@ -541,11 +549,8 @@ fn a_bug_in_the_live_feed_cuts_its_readers_off_and_lets_them_come_back() {
         let _ = stream.read_to_end(&mut rest);
     }
     node.committed.store(0, Relaxed);
-    let begin = Instant::now();
-    while node.feed.stats().total != 0 && begin.elapsed() < Duration::from_secs(5) {
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    assert_eq!(readers(0), 0);
     let _third = open("");
-    assert_eq!(node.feed.stats().total, 1);
+    assert_eq!(readers(1), 1);
     assert_eq!(node.get("/status").status, 200);
 }
