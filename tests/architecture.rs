@@ -22,7 +22,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("gateway/outbound", &["engine", "channel", "message", "telemetry", "config"]),
     // Named by its receivers, and read by the management API.
     ("alert", &["telemetry", "config"]),
-    ("gateway/outbound/notify", &["alert", "gateway/outbound/tls", "channel", "config"]),
+    ("gateway/outbound/notify", &["alert", "gateway/outbound/tls", "channel", "config", "telemetry/alert"]),
     // The thresholds of the capacity guide are preset's.
     ("admin", &["alert", "gateway", "transport", "ledger", "engine", "channel", "message", "telemetry", "config", "preset"]),
     // Events name the engine's values.

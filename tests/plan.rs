@@ -397,7 +397,8 @@ fn a_plan_reads_a_running_node() {
     assert_eq!(told.get("plan"), None, "only what the node should change");
     let live = &told["node"]["live"];
     assert!(live["memoryBytes"].as_u64() > Some(MIB) && live["p95Ms"].as_f64().is_some(), "{live}");
-    assert!(live["messagesPerDay"].as_f64() > Some(200.0) && live["storedBytesPerMessage"].as_f64() > Some(100.0), "{live}");
+    assert!(live["storedBytesPerMessage"].as_f64() > Some(100.0), "{live}");
+    assert!(live["messagesPerDay"].is_null(), "a node that has just started tells nothing about a day: {live}");
     let signs = told["node"]["signs"].as_array().expect("signs");
     assert!(signs.iter().any(|s| s["sign"] == "P99" && s["health"] != "unknown"), "{signs:?}");
     // With a site, its sizes and numbers go into the plan.

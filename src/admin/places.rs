@@ -15,6 +15,11 @@ use tokio_util::sync::CancellationToken;
 /// A connection that has had its answer may give way after so long: by then it is sent.
 const ANSWERED: Duration = Duration::from_secs(5);
 
+/// Who has asked for nothing yet may give way after so long: by then its request, sent with the connection, was read.
+const SILENT: Duration = Duration::from_secs(1);
+/// Time between looks whether somebody may give way.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// The places of one listener.
 pub(super) struct Places {
     most: usize,
@@ -28,6 +33,8 @@ pub(super) struct Places {
 
 #[derive(Default)]
 struct Use {
+    /// When it came, in milliseconds as below.
+    came: u64,
     /// Requests being answered.
     in_hand: AtomicUsize,
     /// When the latest request began, in milliseconds since the listener did, from 1; 0: there was none.
@@ -70,7 +77,7 @@ impl Places {
                 let mut taken = self.lock();
                 if taken.len() < self.most {
                     let number = self.next.fetch_add(1, Ordering::Relaxed);
-                    let used = Arc::new(Use::default());
+                    let used = Arc::new(Use { came: self.now_ms(), ..Use::default() });
                     taken.insert(number, used.clone());
                     return Place { places: self.clone(), number, used };
                 }
@@ -79,15 +86,16 @@ impl Places {
                     idle.gives_way.cancel();
                 }
             }
-            // Somebody goes, or has its answer.
-            let _ = tokio::time::timeout(ANSWERED, left).await;
+            // Somebody goes, or has been silent for long enough.
+            let _ = tokio::time::timeout(LOOK, left).await;
         }
     }
 
     fn may_give_way(&self, used: &Use) -> bool {
         let asked = used.asked.load(Ordering::Acquire);
-        let answered = self.small && self.now_ms().saturating_sub(asked) > ANSWERED.as_millis() as u64;
-        used.in_hand.load(Ordering::Acquire) == 0 && (asked == 0 || answered)
+        let over = |since: u64, limit: Duration| self.now_ms().saturating_sub(since) >= limit.as_millis() as u64;
+        let done = if asked == 0 { over(used.came, SILENT) } else { self.small && over(asked, ANSWERED) };
+        used.in_hand.load(Ordering::Acquire) == 0 && done
     }
 }
 

@@ -83,6 +83,12 @@ impl Outbox {
         // What is over and needs no word is a new matter when it comes again.
         let owed: BTreeSet<String> = self.owed.iter().map(Alert::group).collect();
         self.told.retain(|group, _| groups.contains_key(group) || owed.contains(group));
+        // Part of it is over: when that comes again, it is to be told again.
+        for (group, (severity, _)) in &groups {
+            if let Some(told) = self.told.get_mut(group) {
+                told.severity = told.severity.min(*severity);
+            }
+        }
         let repeat = i64::try_from(rules.repeat_interval.as_millis()).unwrap_or(i64::MAX);
         let mut due: BTreeSet<String> = groups
             .iter()

@@ -27,6 +27,8 @@ use tokio_util::sync::CancellationToken;
 const SOON: Duration = Duration::from_millis(500);
 /// A sending in hand gets this long when the node ends; a receiver that was not told is told after the start.
 const LAST_CALL: Duration = Duration::from_secs(2);
+/// A clock that is behind by so much was corrected.
+const CORRECTED_MS: i64 = 60_000;
 /// A test of all receivers, below what the management API gives a request.
 const TEST: Duration = Duration::from_secs(25);
 
@@ -59,20 +61,30 @@ pub fn spawn(parts: Parts) -> io::Result<(Arc<Alerts>, JoinHandle<()>)> {
     Ok((alerts, thread))
 }
 
-/// Wall time that never jumps while the node runs.
+/// Wall time that never goes back while the node runs, and follows a correction: a machine without a clock of its own starts in the past.
 struct Clock {
     began: Instant,
     began_ms: i64,
 }
 
+fn wall_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
 impl Clock {
     fn new() -> Self {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { began: Instant::now(), began_ms: i64::try_from(since.as_millis()).unwrap_or(i64::MAX) }
+        Self { began: Instant::now(), began_ms: wall_ms() }
     }
 
-    fn now(&self) -> i64 {
-        self.began_ms.saturating_add(i64::try_from(self.began.elapsed().as_millis()).unwrap_or(i64::MAX))
+    fn now(&mut self) -> i64 {
+        let now = self.began_ms.saturating_add(i64::try_from(self.began.elapsed().as_millis()).unwrap_or(i64::MAX));
+        let behind = wall_ms().saturating_sub(now);
+        if behind < CORRECTED_MS {
+            return now;
+        }
+        self.began_ms = self.began_ms.saturating_add(behind);
+        now.saturating_add(behind)
     }
 }
 
@@ -96,12 +108,14 @@ struct Runner {
     testing: FuturesUnordered<BoxFuture<'static, ()>>,
     /// Something is to be kept.
     changed: bool,
+    /// Events that are not on disk: a reader that saw one would miss another that gets its number after a crash.
+    unshown: Vec<Event>,
     keep_failed: bool,
 }
 
 impl Runner {
     fn new(parts: Parts, alerts: Arc<Alerts>, active: Vec<Alert>, mut kept: Kept) -> Self {
-        let clock = Clock::new();
+        let mut clock = Clock::new();
         let receivers = parts.receivers.iter();
         let ways = receivers.map(|receiver| {
             let outbox = kept.told.remove(receiver.name()).unwrap_or_default();
@@ -114,6 +128,7 @@ impl Runner {
             sending: FuturesUnordered::new(),
             testing: FuturesUnordered::new(),
             changed: false,
+            unshown: Vec::new(),
             keep_failed: false,
             clock,
             alerts,
@@ -138,7 +153,10 @@ impl Runner {
                 () = stop.cancelled() => break,
                 () = tokio::time::sleep_until(wake) => {}
                 Some(done) = self.sending.next(), if !self.sending.is_empty() => self.sent(done),
-                Some(wish) = wished.recv(), if self.testing.is_empty() => self.testing.push(self.test(wish)),
+                Some(wish) = wished.recv(), if self.testing.is_empty() => {
+                    let test = self.test(wish);
+                    self.testing.push(test);
+                }
                 Some(()) = self.testing.next(), if !self.testing.is_empty() => {}
             }
         }
@@ -171,8 +189,8 @@ impl Runner {
         self.alerts.put(active, &new);
         if !new.is_empty() {
             self.changed = true;
+            self.unshown.extend(new);
             self.keep();
-            self.alerts.publish(&new);
         }
     }
 
@@ -258,7 +276,10 @@ impl Runner {
         let (next, active, events) = self.alerts.kept();
         let told = self.ways.iter().map(|way| (way.receiver.name().to_owned(), way.outbox.clone())).collect();
         match self.parts.keep.keep(&Kept { next, active, events, told }) {
-            Ok(()) => (self.changed, self.keep_failed) = (false, false),
+            Ok(()) => {
+                (self.changed, self.keep_failed) = (false, false);
+                self.alerts.publish(&std::mem::take(&mut self.unshown));
+            }
             // Tried again at the next look; told once.
             Err(error) if !self.keep_failed => {
                 self.keep_failed = true;
@@ -269,7 +290,7 @@ impl Runner {
     }
 
     /// Sends a test to every receiver and tells who asked what became of it.
-    fn test(&self, wish: TestWish) -> BoxFuture<'static, ()> {
+    fn test(&mut self, wish: TestWish) -> BoxFuture<'static, ()> {
         let (node, domain) = (self.parts.node.clone(), self.parts.domain.clone());
         let notice = Notice { node, domain, ..Notice::test(self.clock.now()) };
         let receivers: Vec<_> = self.ways.iter().map(|way| way.receiver.clone()).collect();

@@ -227,7 +227,9 @@ impl Keep for AlertsFile {
             // Accepting goes before alerts: the node starts, and says so. What is there is kept for a look.
             events::KeptUnreadable { file: NAME, error: &error }.emit();
             let _ = fs::rename(self.store.join(NAME), self.store.join(format!("{NAME}.unreadable")));
-            Kept::default()
+            // Above every number given so far: one for each event since 1970 would be a second apart.
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            Kept { next: now.as_secs(), ..Kept::default() }
         })
     }
 
@@ -259,7 +261,9 @@ mod tests {
         file.keep(&kept).expect("written");
         assert_eq!(file.load(), kept);
         fs::write(store.path().join(NAME), "{\"version\":1,").expect("written");
-        assert_eq!(file.load(), Kept::default());
+        let fresh = file.load();
+        assert!(fresh.next > 1_700_000_000, "numbers never come again: {}", fresh.next);
+        assert_eq!(Kept { next: 0, ..fresh }, Kept::default());
         assert!(store.path().join("alerts.json.unreadable").exists());
         assert!(AlertsFile { store: store.path().join("absent") }.keep(&kept).is_err());
     }

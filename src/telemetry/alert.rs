@@ -229,6 +229,23 @@ impl NotNotified<'_> {
     }
 }
 
+/// A mail server did not take a notification for one recipient. When it takes it for another, it is not sent again.
+pub struct RecipientRefused<'a> {
+    /// Host and port.
+    pub receiver: &'a str,
+    /// Why.
+    pub error: &'a str,
+}
+
+impl RecipientRefused<'_> {
+    /// Writes and counts it.
+    pub fn emit(self) {
+        count("mail", "recipient-refused");
+        let Self { receiver, error } = self;
+        tracing::warn!(receiver, error, "a recipient of alerts was not told; see `to` in [[alerts.mail]]");
+    }
+}
+
 /// More notifications are due than a receiver gets in an hour.
 pub struct Held<'a> {
     /// `webhook` or `mail`.

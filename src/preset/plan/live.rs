@@ -33,6 +33,8 @@ pub struct Live {
 
 /// Messages from which on their mean says something.
 const ENOUGH: f64 = 100.0;
+/// Seconds; a day is not told from less than an hour.
+const LONG_ENOUGH: f64 = 3600.0;
 
 impl Live {
     /// From `/status`, the text of `/metrics`, and `/api/admin/system-stats` where the node has it.
@@ -66,7 +68,10 @@ impl Live {
             p95_ms: slowest(stats, "p95").or_else(|| seconds(0.95)),
             p99_ms: slowest(stats, "p99").or_else(|| seconds(0.99)),
             limit_warnings: turned_away.iter().flatten().copied().reduce(|a, b| a + b).map(|n| n as u64),
-            messages_per_day: accepted.zip(uptime).filter(|(n, _)| *n >= ENOUGH).map(|(n, s)| n / s * 86_400.0),
+            messages_per_day: accepted
+                .zip(uptime)
+                .filter(|(n, s)| *n >= ENOUGH && *s >= LONG_ENOUGH)
+                .map(|(n, s)| n / s * 86_400.0),
             stored_bytes_per_message: bytes.and_then(number).zip(stored).map(|(bytes, n)| bytes / n),
         }
     }

@@ -49,7 +49,8 @@ pub(super) fn compose(tier: &Tier) -> String {
         head(tier, Part::Compose),
         tier.name,
         cgroup.memory_mib,
-        cgroup.cpu_percent as f64 / 100.0,
+        // An engine refuses more than its machine has: those of the smallest one of the tier.
+        tier.vm.vcpu,
         cgroup.tasks,
         nofile = tier.system.nofile
     )

@@ -7,10 +7,12 @@ use crate::{
         ports::{NotSent, Receiver},
     },
     config::{self, MailTls},
+    telemetry::alert::RecipientRefused,
 };
 use futures_util::future::BoxFuture;
 use lettre::{
     AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor,
+    address::Envelope,
     message::{Mailbox, header},
     transport::smtp::{
         authentication::Credentials,
@@ -87,11 +89,27 @@ impl Mail {
         if let Some((user, file)) = &self.login {
             transport = transport.credentials(Credentials::new(user.clone(), secret(file)?));
         }
-        let message = self.message(notice)?;
-        match tokio::time::timeout(self.timeout, transport.build().send(message)).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(NotSent(reason(&error))),
-            Err(_) => Err(NotSent(format!("no answer within {:?}", self.timeout))),
+        let (transport, bytes) = (transport.build(), self.message(notice)?.formatted());
+        let (mut told, mut refused) = (0, None);
+        // One after the other: a recipient that is refused must not keep the others from being told.
+        for to in &self.to {
+            let envelope = Envelope::new(Some(self.from.email.clone()), vec![to.email.clone()])
+                .map_err(|e| NotSent(format!("the mail cannot be addressed: {e}")))?;
+            let error = match tokio::time::timeout(self.timeout, transport.send_raw(&envelope, &bytes)).await {
+                Ok(Ok(_)) => {
+                    told += 1;
+                    continue;
+                }
+                Ok(Err(error)) => reason(&error),
+                Err(_) => format!("no answer within {:?}", self.timeout),
+            };
+            RecipientRefused { receiver: &self.name, error: &error }.emit();
+            refused = Some(NotSent(error));
+        }
+        match refused {
+            // Sent again, it would come again to those who have it.
+            Some(error) if told == 0 => Err(error),
+            _ => Ok(()),
         }
     }
 }
