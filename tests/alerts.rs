@@ -133,6 +133,24 @@ fn a_route_that_fails_is_one_mail_and_one_post() {
 }
 
 #[test]
+fn a_recipient_that_is_refused_keeps_no_other_from_being_told() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut server = MailServer::new(folder.path(), None);
+    server.up();
+    let section = mail(&server, "tls = \"none\"").replace("[\"ops@", "[\"gone@example.org\", \"ops@");
+    let node = Builder::new()
+        .section(&format!("{RULES}{section}"))
+        .channel(queue("test.all", "true") + &route("x", "http = [\"http://127.0.0.1:9\"]", ""))
+        .start();
+    let config = node.config_file();
+    let test = ["alert", "test", "--config", config.to_str().expect("a UTF-8 path"), "--json"];
+    let told = wait_until(Duration::from_secs(20), || node.command(&test).output().expect("hie runs").status.success());
+    assert!(told, "{}", node.log_tail(20));
+    assert_eq!(server.mails().len(), 1, "{:?}", server.mails());
+    assert!(node.log().contains("a recipient of alerts was not told"), "{}", node.log_tail(20));
+}
+
+#[test]
 fn a_mail_server_that_is_away_or_refuses_gets_one_mail_in_the_end() {
     let folder = tempfile::tempdir().expect("a folder");
     certificate(folder.path(), 300);

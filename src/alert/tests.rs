@@ -132,6 +132,24 @@ fn a_route_that_fails_for_ten_minutes_is_told_once_and_its_end_once() {
 }
 
 #[test]
+fn what_comes_again_is_told_again_although_something_of_its_route_stayed() {
+    let mut bench = Bench::plain();
+    let seen = |attempts: u64, failed: u64| {
+        let mut seen = route(attempts, failed, 5, 0);
+        seen.routes[0].parked = 3;
+        seen
+    };
+    bench.run(5 * MINUTE, |at| seen((at / 100) as u64, (at / 100) as u64));
+    assert_eq!(bench.active()[0], (Rule::RouteFailing, Severity::Critical));
+    bench.run(40 * MINUTE, |at| seen(3000 + (at / 10) as u64, 3000));
+    assert_eq!(bench.active(), [(Rule::Parked, Severity::Warning)]);
+    let before = bench.sent.len();
+    bench.run(15 * MINUTE, |at| seen(243_000 + (at / 100) as u64, 3000 + (at / 100) as u64));
+    assert_eq!(bench.sent.len(), before + 1, "{:?}", bench.sent);
+    assert_eq!(bench.sent[before].1.firing[0].severity, Severity::Critical);
+}
+
+#[test]
 fn what_lasts_is_told_again_after_the_interval_only() {
     let mut bench = Bench::plain();
     bench.run(9 * 60 * MINUTE, |at| route((at / 1000) as u64, (at / 1000) as u64, 5, 0));

@@ -50,6 +50,13 @@ from aiosmtpd.smtp import AuthResult
 folder, port, cert, key = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
 
 class Handler(Mailbox):
+    async def handle_RCPT(self, server, session, envelope, address, options):
+        if address.startswith("gone@"):
+            return "550 5.1.1 no such user"
+        envelope.rcpt_tos.append(address)
+        envelope.rcpt_options.extend(options)
+        return "250 OK"
+
     async def handle_DATA(self, server, session, envelope):
         if os.path.exists(os.path.join(folder, "refuse")):
             return "451 4.7.1 try again later"
