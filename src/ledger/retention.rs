@@ -59,7 +59,8 @@ impl Retention {
             if !segment.is_sealed() {
                 if all.last().is_some_and(|newest| newest.first > segment.first) {
                     // Not stuck: it goes as soon as it is completed.
-                    return Ok(self.eased(core, bytes));
+                    self.eased(core, bytes);
+                    return Ok(());
                 }
                 break;
             }
@@ -67,7 +68,8 @@ impl Retention {
                 if too_large {
                     // Not stuck: it goes as soon as the views have come so far.
                     core.hurry_views(segment.end());
-                    return Ok(self.eased(core, bytes));
+                    self.eased(core, bytes);
+                    return Ok(());
                 }
                 break;
             }
