@@ -306,7 +306,9 @@ fn who_was_away_for_too_long_is_told_from_where_on_it_is_complete() {
     assert_eq!(reset.id, from - 1);
     assert!(reader.event(SOON).id >= from);
 
-    // Numbers of another store: there is nothing to go on from.
+    // Numbers of another store: there is nothing to go on from. What was sent above is over by now.
+    assert!(wait_until(Duration::from_secs(60), || node.metric("hie_messages_pending") == Some(0.0)));
+    std::thread::sleep(Duration::from_millis(300));
     let mut reader = Reader::open(&node, "transactions", Some(u64::MAX / 4)).unwrap_or_else(|a| panic!("{}", a.text()));
     assert_eq!(reader.event(SOON).name, "reset");
     send(&node, "C", 1);
