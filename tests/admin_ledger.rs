@@ -63,6 +63,7 @@ async fn message(ledger: &Ledger, body: &str, outcome: Outcome, change: impl FnO
         error: String::new(),
         response: BodyRef::Own,
         response_len: 6,
+        inside: 0,
     };
     let fact = Fact { id, home, at: at + 5, what: What::Attempt(Box::new(attempt)) };
     ledger.append(Append { fact, body: Some(Bytes::from_static(b"MSA|AA")), deliver: false }).await.unwrap();

@@ -326,6 +326,36 @@ fn a_damaged_file_of_short_lived_bodies_is_told_and_in_nobody_s_way() {
     check(&sent, &receiver.arrivals(), Doubles::Forbidden).unwrap_or_else(|fault| panic!("{fault}"));
 }
 
+/// A read that fails for a moment, after a long outage: the attempts that the outage took do not count against it.
+#[test]
+fn a_message_that_cannot_be_read_for_a_moment_after_an_outage_is_tried_again() {
+    let mut receiver = Receiver::willing();
+    receiver.down();
+    let short = queue("test.short", "true") + "storage = \"no-bodies\"\n" + &route("p", &receiver.target(), "");
+    let mut node = Builder::new().channel(short).start();
+    let load = Load { connections: 1, count: Some(1), ..Load::new(Via::Http(node.http, "/x".into())) };
+    let sent = load.run(Duration::from_secs(20));
+    assert_eq!(sent.acknowledged.len(), 1);
+    let attempts = |node: &Node| node.metric("hie_delivery_attempts_total").unwrap_or(0.0);
+    assert!(harness::wait_until(Duration::from_secs(20), || attempts(&node) > 12.0), "{}", node.metrics());
+    // After a start its body is in the file alone, which nobody has open while the route is held.
+    assert_eq!(node.post("/routes/test.short/p/pause", "").status, 200);
+    node.stop(Duration::from_secs(20));
+    node.start();
+    let transient: Vec<_> = files(&node, "transient-").into_iter().filter(|p| p.extension().is_some_and(|e| e == "db")).collect();
+    let away = node.dir().join("away");
+    fs::rename(&transient[0], &away).expect("moved");
+    receiver.up();
+    assert_eq!(node.post("/routes/test.short/p/resume", "").status, 200);
+    let told = || node.get("/routes").text();
+    let tried = harness::wait_until(Duration::from_secs(20), || told().contains("could not be read"));
+    assert!(tried, "{}\n{}", told(), node.log_tail(20));
+    assert_eq!(node.metric("hie_route_parked"), Some(0.0), "{}\n{}", told(), node.log_tail(20));
+    fs::rename(&away, &transient[0]).expect("moved back");
+    assert!(receiver.wait_for(&sent, Duration::from_secs(20)), "{}\n{}", told(), node.log_tail(20));
+    check(&sent, &receiver.arrivals(), Doubles::Forbidden).unwrap_or_else(|fault| panic!("{fault}"));
+}
+
 /// Waits until the views have followed the log; something may be pending.
 fn settled_views(node: &Node) -> bool {
     harness::wait_until(Duration::from_secs(20), || node.metric("hie_ledger_view_lag") == Some(0.0))

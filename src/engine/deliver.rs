@@ -16,7 +16,7 @@ use std::{sync::Arc, time::Duration};
 /// Answers up to this size are stored in one piece with the attempt.
 pub(super) const WHOLE: usize = 64 * 1024;
 
-/// Attempts that fail inside the node before a message is set aside.
+/// Attempts in a row that fail inside the node before a message is set aside. Those that a receiver's outage took do not count.
 const NOT_ATTEMPTED_AT_MOST: u32 = 10;
 
 /// What became of an attempt.
@@ -24,8 +24,9 @@ const NOT_ATTEMPTED_AT_MOST: u32 = 10;
 pub enum Verdict {
     /// Done on this route.
     Delivered,
-    /// Again after this long. `unreachable`: nothing reaches the receiver now, the whole route should wait.
-    Retry { after: Duration, unreachable: bool, error: String },
+    /// Again after this long. `unreachable`: nothing reaches the receiver now, the whole route should wait. `inside`: failures inside the
+    /// node in a row, 0 after an attempt that came as far as the way out.
+    Retry { after: Duration, unreachable: bool, inside: u32, error: String },
     /// Set aside for an operator.
     Parked { error: String },
 }
@@ -49,8 +50,9 @@ pub struct RouteWorker {
 }
 
 impl RouteWorker {
-    /// Makes the `number`-th attempt (from 1) for a message, records how it went and says what follows.
-    pub async fn attempt(&self, message: Arc<Stored>, number: u32) -> Verdict {
+    /// Makes the `number`-th attempt (from 1) for a message, of which the `inside` latest failed inside the node, records how it
+    /// went and says what follows.
+    pub async fn attempt(&self, message: Arc<Stored>, number: u32, inside: u32) -> Verdict {
         let started = std::time::Instant::now();
         let delivery = Delivery { message: message.clone(), attempt: number, timeout: self.route.timeout };
         let result = tokio::time::timeout(self.route.timeout, self.connector.send(delivery)).await.unwrap_or_else(|_| {
@@ -70,8 +72,7 @@ impl RouteWorker {
             }
             // The store's fault: nothing that the route's rules for receivers speak of.
             Err(error @ SendError::Unreadable { .. }) => {
-                let envelope = message.envelope();
-                return self.not_attempted(envelope.id, message.seq, envelope.received_ms, number, error.to_string());
+                return self.not_attempted(message.envelope().id, message.seq, number, inside, error.to_string());
             }
             Err(error) => (target_of(&error), judge::judge(&self.route, Err(&error)), Collected::default()),
         };
@@ -95,6 +96,7 @@ impl RouteWorker {
             Outcome::Retry => Verdict::Retry {
                 after: backoff::wait(&self.route.retry, number, rand::random()),
                 unreachable: judgement.unreachable,
+                inside: 0,
                 error,
             },
             Outcome::Parked | Outcome::Failed => Verdict::Parked { error },
@@ -102,10 +104,11 @@ impl RouteWorker {
     }
 
     /// An attempt that did not come as far as the way out: the message cannot be read back, or a bug stopped it. Tried again
-    /// for a while, then set aside, so that one message never stops its key for ever.
-    pub fn not_attempted(&self, id: MessageId, home: Seq, received_ms: i64, number: u32, error: String) -> Verdict {
-        let old = backoff::given_up(&self.route.retry, self.clock.now_ms() - received_ms);
-        let outcome = if old || number >= NOT_ATTEMPTED_AT_MOST { Outcome::Parked } else { Outcome::Retry };
+    /// for a while, then set aside, so that one message never stops its key for ever. How long an outage lasted before, and how old
+    /// the message is by that, says nothing of the store: `inside`, the failures of this kind in a row, is counted by itself.
+    pub fn not_attempted(&self, id: MessageId, home: Seq, number: u32, inside: u32, error: String) -> Verdict {
+        let inside = inside.saturating_add(1);
+        let outcome = if inside >= NOT_ATTEMPTED_AT_MOST { Outcome::Parked } else { Outcome::Retry };
         events::Attempt { route: &self.metrics, outcome, took: Duration::ZERO, age: None }.emit();
         let attempt = Attempt {
             route: self.route.name.clone(),
@@ -118,12 +121,13 @@ impl RouteWorker {
             error: error.clone(),
             response: BodyRef::None,
             response_len: 0,
+            inside,
         };
         let fact = Fact { id, home, at: self.clock.now_ms(), what: What::Attempt(Box::new(attempt)) };
         self.log.append_later(Append { fact, body: None, deliver: false });
         match outcome {
             Outcome::Parked => Verdict::Parked { error },
-            _ => Verdict::Retry { after: backoff::wait(&self.route.retry, number, 1.0), unreachable: false, error },
+            _ => Verdict::Retry { after: backoff::wait(&self.route.retry, inside, 1.0), unreachable: false, inside, error },
         }
     }
 
@@ -150,6 +154,7 @@ impl RouteWorker {
             error: error.to_owned(),
             response: response.body,
             response_len: response.len,
+            inside: 0,
         };
         let fact = Fact {
             id: message.envelope().id,

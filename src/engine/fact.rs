@@ -148,6 +148,13 @@ pub struct Attempt {
     /// Length of the receiver's answer in bytes.
     #[serde(rename = "bn", default)]
     pub response_len: u64,
+    /// Failures inside the node in a row, this one included; 0 for an attempt that came as far as the way out.
+    #[serde(rename = "in", default, skip_serializing_if = "is_zero")]
+    pub inside: u32,
+}
+
+fn is_zero(n: &u32) -> bool {
+    *n == 0
 }
 
 /// How an attempt ended.
@@ -174,6 +181,9 @@ pub struct RouteProgress {
     pub attempts: u32,
     /// State now.
     pub state: RouteState,
+    /// Failures inside the node in a row since the last real attempt.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub inside: u32,
 }
 
 /// State of one message on one route.

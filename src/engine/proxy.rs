@@ -206,6 +206,7 @@ impl Exchange {
                 error,
                 response: BodyRef::None,
                 response_len: 0,
+                inside: 0,
             })),
             None,
         );

@@ -194,6 +194,7 @@ mod tests {
             error: String::new(),
             response: BodyRef::Own,
             response_len: 9,
+            inside: 0,
         };
         let fact = Fact { id: MessageId::now(), home: 7, at: 9, what: What::Attempt(Box::new(attempt)) };
         let row = fact_row(&fact).unwrap();

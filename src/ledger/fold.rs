@@ -52,7 +52,7 @@ impl Folded {
                 for (name, progress) in routes {
                     let route = self.route(name);
                     route.progress.attempts = route.progress.attempts.max(progress.attempts);
-                    set(route, *as_of, progress.state);
+                    set(route, *as_of, progress.state, progress.inside);
                 }
             }
             What::Refused { .. } => self.refused = true,
@@ -66,10 +66,10 @@ impl Folded {
                     Outcome::Parked => RouteState::Parked,
                     Outcome::Failed => RouteState::Failed,
                 };
-                set(route, seq, state);
+                set(route, seq, state, attempt.inside);
             }
-            What::Requeued { route } => set(self.route(route), seq, RouteState::Waiting),
-            What::Discarded { route } => set(self.route(route), seq, RouteState::Failed),
+            What::Requeued { route } => set(self.route(route), seq, RouteState::Waiting, 0),
+            What::Discarded { route } => set(self.route(route), seq, RouteState::Failed, 0),
             What::Responded { status, .. } => self.responded = Some(*status),
             What::Unknown => self.unknown = true,
             What::Step { .. } => {}
@@ -81,7 +81,7 @@ impl Folded {
         for old in &older.routes {
             let route = self.route(&old.name);
             route.progress.attempts = route.progress.attempts.max(old.progress.attempts);
-            set(route, old.by, old.progress.state);
+            set(route, old.by, old.progress.state, old.progress.inside);
         }
         self.responded = self.responded.or(older.responded);
         self.unknown |= older.unknown;
@@ -181,7 +181,7 @@ impl Folded {
 }
 
 /// The later fact decides; delivered stays.
-fn set(route: &mut Route, by: Seq, state: RouteState) {
+fn set(route: &mut Route, by: Seq, state: RouteState, inside: u32) {
     let wins = match (route.progress.state == RouteState::Delivered, state == RouteState::Delivered) {
         (true, false) => false,
         (false, true) => true,
@@ -189,6 +189,7 @@ fn set(route: &mut Route, by: Seq, state: RouteState) {
     };
     if wins {
         route.progress.state = state;
+        route.progress.inside = inside;
         route.by = by;
     }
 }

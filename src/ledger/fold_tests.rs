@@ -46,6 +46,7 @@ fn attempt(route: &str, number: u32, outcome: Outcome) -> What {
         error: String::new(),
         response: BodyRef::None,
         response_len: 0,
+        inside: 0,
     }))
 }
 
@@ -169,8 +170,8 @@ fn what_happened_while_a_transaction_was_carried_counts() {
         from: 1,
         first: 1,
         routes: vec![
-            ("p".into(), RouteProgress { attempts: 3, state: RouteState::Parked }),
-            ("s".into(), RouteProgress { attempts: 1, state: RouteState::Delivered }),
+            ("p".into(), RouteProgress { attempts: 3, state: RouteState::Parked, inside: 0 }),
+            ("s".into(), RouteProgress { attempts: 1, state: RouteState::Delivered, inside: 0 }),
         ],
         as_of: 11,
     };
@@ -183,7 +184,7 @@ fn what_happened_while_a_transaction_was_carried_counts() {
     other.apply(12, 0, &between);
     assert_eq!(one, other);
     assert_eq!(one.status(), Status::Processing);
-    assert_eq!(one.progress()[0], RouteProgress { attempts: 3, state: RouteState::Waiting });
+    assert_eq!(one.progress()[0], RouteProgress { attempts: 3, state: RouteState::Waiting, inside: 0 });
     // As a merge of the row it had before.
     let mut old = Folded::default();
     old.apply(1, 0, &What::Accepted(Box::new(accepted(Mode::Queue, &["p", "s"]))));
@@ -192,6 +193,30 @@ fn what_happened_while_a_transaction_was_carried_counts() {
     now.apply(13, 0, &carried);
     now.merge(&old);
     assert_eq!((now.status(), now.is_finished()), (Status::Successful, true));
+}
+
+#[test]
+fn failures_inside_the_node_are_counted_by_themselves() {
+    let inside = |number: u32, inside: u32| match attempt("p", number, Outcome::Retry) {
+        What::Attempt(mut attempt) => {
+            attempt.inside = inside;
+            What::Attempt(attempt)
+        }
+        other => other,
+    };
+    let accept = What::Accepted(Box::new(accepted(Mode::Queue, &["p"])));
+    let facts = [accept, attempt("p", 40, Outcome::Retry), inside(41, 1), inside(42, 2)];
+    let now = |facts: &[What]| fold(facts).progress()[0];
+    assert_eq!(now(&facts), RouteProgress { attempts: 42, state: RouteState::Waiting, inside: 2 });
+    // Folded twice and in another order.
+    let mut twice = fold(&facts);
+    for (n, what) in facts.iter().enumerate().rev() {
+        twice.apply(10 + n as Seq, 0, what);
+    }
+    assert_eq!(twice.progress(), fold(&facts).progress());
+    // A real attempt, or an operator's word, begins anew.
+    assert_eq!(now(&[&facts[..], &[attempt("p", 43, Outcome::Retry)]].concat()).inside, 0);
+    assert_eq!(now(&[&facts[..], &[requeued("p")]].concat()).inside, 0);
 }
 
 #[test]

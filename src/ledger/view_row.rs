@@ -198,7 +198,8 @@ pub fn pack_routes(seq: Seq, routes: &[Route], mut name: impl FnMut(&str) -> rus
     for route in routes {
         put(&mut out, name(&route.name)? as u64);
         put(&mut out, u64::from(route.progress.attempts));
-        put(&mut out, state_number(route.progress.state));
+        // The failures inside the node above the state's two bits: nearly always none.
+        put(&mut out, state_number(route.progress.state) | (u64::from(route.progress.inside) << 2));
         put(&mut out, if route.by == 0 { 0 } else { zigzag(seq, route.by).wrapping_add(1) });
     }
     Ok(out)
@@ -216,13 +217,14 @@ pub fn unpack_routes(
         else {
             break;
         };
-        let state = match state {
+        let inside = u32::try_from(state >> 2).unwrap_or(u32::MAX);
+        let state = match state & 3 {
             1 => RouteState::Delivered,
             2 => RouteState::Parked,
             3 => RouteState::Failed,
             _ => RouteState::Waiting,
         };
-        let progress = RouteProgress { attempts: u32::try_from(attempts).unwrap_or(u32::MAX), state };
+        let progress = RouteProgress { attempts: u32::try_from(attempts).unwrap_or(u32::MAX), state, inside };
         let by = if by == 0 { 0 } else { unzigzag(seq, by - 1) };
         routes.push(Route { name: name(n as i64)?, progress, by });
     }
@@ -260,9 +262,13 @@ mod tests {
         let facts = vec![3, 100, 101, 5_000_000_000];
         assert_eq!(unpack_facts(100, &pack_facts(100, &facts)), facts);
         let routes = vec![
-            Route { name: "a".into(), progress: RouteProgress { attempts: 300, state: RouteState::Parked }, by: 90 },
+            Route { name: "a".into(), progress: RouteProgress { attempts: 300, state: RouteState::Parked, inside: 10 }, by: 90 },
             Route { name: "b".into(), progress: RouteProgress::default(), by: 0 },
-            Route { name: "a".into(), progress: RouteProgress { attempts: 1, state: RouteState::Failed }, by: 1 << 40 },
+            Route {
+                name: "a".into(),
+                progress: RouteProgress { attempts: 1, state: RouteState::Failed, inside: 0 },
+                by: 1 << 40,
+            },
         ];
         let packed = pack_routes(100, &routes, |n| Ok(if n == "a" { 1 } else { 2 })).unwrap();
         let back = unpack_routes(100, &packed, |n| Ok(if n == 1 { "a".into() } else { "b".into() })).unwrap();

@@ -264,6 +264,7 @@ impl FakeRecords {
                     error: error.into(),
                     response,
                     response_len: answer.len() as u64,
+                    inside: 0,
                 })),
             )
         };

@@ -123,6 +123,7 @@ pub fn attempt(id: MessageId, home: Seq, route: &str, number: u32, outcome: Outc
         error: String::new(),
         response: BodyRef::Own,
         response_len: 4,
+        inside: 0,
     };
     Append { fact: fact(id, home, What::Attempt(Box::new(attempt))), body: Some(Bytes::from_static(b"MSA|")), deliver: false }
 }

@@ -132,6 +132,7 @@ mod tests {
             error: "CANARY".into(),
             response: BodyRef::None,
             response_len: 0,
+            inside: 0,
         };
         let mut fact = Fact { id: MessageId::now(), home: 7, at: 1_769_904_000_007, what: What::Attempt(Box::new(attempt)) };
         let mut out = Vec::new();

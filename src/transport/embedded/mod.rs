@@ -101,13 +101,13 @@ impl Embedded {
                 }
                 RouteState::Waiting => {
                     progress.add_active();
-                    let entry = Entry::restored(progress.clone(), state.attempts, accepted.envelope.received_ms);
+                    let entry = Entry::restored(progress.clone(), state, accepted.envelope.received_ms);
                     self.enqueue(&accepted.channel, name, &accepted.envelope.keys, entry);
                 }
                 RouteState::Parked => {
                     progress.add_parked();
                     let keys = &accepted.envelope.keys;
-                    let entry = Entry::restored(progress.clone(), state.attempts, accepted.envelope.received_ms);
+                    let entry = Entry::restored(progress.clone(), state, accepted.envelope.received_ms);
                     self.queue(&accepted.channel, name).restore_parked(id, keys, entry);
                     parked.push(name);
                 }

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::engine::{
     deliver::{RouteWorker, Verdict},
+    fact::RouteProgress,
     ports::{PausedBy, RouteStatus, Stored},
 };
 use crate::{
@@ -112,7 +113,7 @@ impl RouteQueue {
                 Err(error) => return job.not_attempted(format!("cannot be read from the ledger: {error}")),
             },
         };
-        job.worker.attempt(stored, job.attempt).await
+        job.worker.attempt(stored, job.attempt, job.inside).await
     }
 
     /// Acts on a verdict; gives the next job for the same task, if any.
@@ -128,10 +129,11 @@ impl RouteQueue {
                     state.last_error.clear();
                     finished = state.lanes.remove(job.place);
                 }
-                Verdict::Retry { after, unreachable, error } => {
+                Verdict::Retry { after, unreachable, inside, error } => {
                     state.last_error = error;
                     if let Some(entry) = state.lanes.get_mut(job.place) {
                         entry.attempts = job.attempt;
+                        entry.inside = inside;
                         entry.in_hand = false;
                     }
                     if unreachable {
@@ -254,11 +256,12 @@ impl RouteQueue {
             Some(Some(place)) => {
                 if let Some(entry) = state.lanes.get_mut(place) {
                     entry.parked = false;
+                    entry.inside = 0;
                 }
                 state.lanes.ready_first(place);
             }
             Some(None) => {
-                state.lanes.push(keys, Entry::restored(progress, 0, received_ms));
+                state.lanes.push(keys, Entry::restored(progress, RouteProgress::default(), received_ms));
             }
         }
         true

@@ -8,6 +8,7 @@ use super::{
 use crate::engine::{
     backoff,
     deliver::{RouteWorker, Verdict},
+    fact::RouteProgress,
 };
 use crate::message::MessageId;
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -19,6 +20,8 @@ pub struct Entry {
     pub hot: Option<Arc<Hot>>,
     pub received_ms: i64,
     pub attempts: u32,
+    /// The latest of them, as far as they failed inside the node.
+    pub inside: u32,
     /// Set aside while it keeps its place (after_park = "hold").
     pub parked: bool,
     /// An attempt is being made.
@@ -28,12 +31,12 @@ pub struct Entry {
 impl Entry {
     /// A message just accepted.
     pub fn new(progress: Arc<Progress>, hot: Option<Arc<Hot>>, received_ms: i64) -> Self {
-        Self { progress, hot, received_ms, attempts: 0, parked: false, in_hand: false }
+        Self { progress, hot, received_ms, attempts: 0, inside: 0, parked: false, in_hand: false }
     }
 
     /// A message that the log told of at start.
-    pub fn restored(progress: Arc<Progress>, attempts: u32, received_ms: i64) -> Self {
-        Self { progress, hot: None, received_ms, attempts, parked: false, in_hand: false }
+    pub fn restored(progress: Arc<Progress>, known: RouteProgress, received_ms: i64) -> Self {
+        Self { progress, hot: None, received_ms, attempts: known.attempts, inside: known.inside, parked: false, in_hand: false }
     }
 }
 
@@ -77,13 +80,14 @@ pub struct Job {
     pub progress: Arc<Progress>,
     pub hot: Option<Arc<Hot>>,
     pub attempt: u32,
-    pub received_ms: i64,
+    /// Attempts before it that failed inside the node, in a row.
+    pub inside: u32,
     pub worker: Arc<RouteWorker>,
 }
 
 impl Job {
     pub fn not_attempted(&self, error: String) -> Verdict {
-        self.worker.not_attempted(self.progress.id, self.progress.seq, self.received_ms, self.attempt, error)
+        self.worker.not_attempted(self.progress.id, self.progress.seq, self.attempt, self.inside, error)
     }
 }
 
@@ -115,7 +119,7 @@ impl State {
             progress: entry.progress.clone(),
             hot: entry.hot.clone(),
             attempt: entry.attempts.saturating_add(1),
-            received_ms: entry.received_ms,
+            inside: entry.inside,
             worker,
         };
         entry.in_hand = true;
