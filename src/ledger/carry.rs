@@ -11,7 +11,7 @@ use super::retention::RetentionError;
 use super::sql::{FileError, from_sql};
 use super::ticket::{Promise, Ticket};
 use super::view;
-use super::view_row::{ViewRow, status_number};
+use super::view_row::{ViewRow, flag, status_number};
 use crate::engine::fact::{BodyRef, Fact, Seq, Status, What};
 use crate::engine::ports::{Append, LogError};
 use bytes::Bytes;
@@ -41,10 +41,11 @@ fn leaning(core: &Core, segment: &Segment) -> Result<Vec<(Arc<Segment>, Seq)>, F
     Ok(found)
 }
 
-/// Bytes of bodies of a segment's unfinished transactions, as received.
+/// Bytes that a segment's unfinished transactions take in the logs, about: short-lived bodies lie elsewhere.
 pub fn bytes_open(core: &Core, segment: &Segment) -> Result<u64, FileError> {
     core.with_view(segment, |conn| {
-        let sum: i64 = conn.query_row("SELECT coalesce(sum(body_len + 512), 0) FROM tx WHERE open = 1", [], |r| r.get(0))?;
+        let sum = "SELECT coalesce(sum(512 + iif(flags & ?1 = 0, body_len, 0)), 0) FROM tx WHERE open = 1";
+        let sum: i64 = conn.query_row(sum, [flag::STORAGE], |r| r.get(0))?;
         Ok(sum as u64)
     })
 }
@@ -143,6 +144,11 @@ fn carry_one(core: &Core, row: &ViewRow, as_of: Seq) -> Result<Option<Arc<Ticket
     let mut body = None;
     match accepted.body.clone() {
         BodyRef::None => {}
+        // A short-lived body is copied only out of a file that is kept for little else.
+        BodyRef::OwnTransient if core.transients.may_stay(&[row.seq]) => {
+            accepted.body = BodyRef::Chunks { seqs: vec![row.seq], transient: true };
+        }
+        BodyRef::Chunks { seqs, transient: true } if core.transients.may_stay(&seqs) => {}
         BodyRef::Own | BodyRef::OwnTransient => {
             let transient = accepted.body == BodyRef::OwnTransient;
             match read::piece(core, row.seq, transient) {
@@ -151,6 +157,14 @@ fn carry_one(core: &Core, row: &ViewRow, as_of: Seq) -> Result<Option<Arc<Ticket
                 Err(e) => return lost(&e.to_string()),
             }
         }
+        BodyRef::Chunks { seqs, transient: true } if seqs.len() == 1 => match read::piece(core, seqs[0], true) {
+            Ok(bytes) => {
+                accepted.body = BodyRef::OwnTransient;
+                body = Some(bytes);
+            }
+            Err(ReadError::File(e @ FileError::Sql(_))) => return Err(e.into()),
+            Err(e) => return lost(&e.to_string()),
+        },
         BodyRef::Chunks { seqs, transient } => {
             let mut fresh = Vec::with_capacity(seqs.len());
             for piece in seqs {

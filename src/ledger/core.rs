@@ -22,6 +22,10 @@ use tokio::sync::Notify;
 /// Size of the write-ahead log at which it is copied. A file that is soon overwritten is quicker to sync than one that grows, and
 /// stays in the system's cache.
 const WAL_LIMIT: u64 = 4 << 20;
+/// What the write-ahead logs may grow by between two counts, in limits of one.
+const WALS: u64 = 8;
+/// The files are counted when the writer has written this part of a segment since.
+const COUNTED_PART: u64 = 8;
 
 /// Something that a thread of the ledger waits for, besides the passing of time.
 #[derive(Default)]
@@ -148,6 +152,8 @@ pub struct Core {
     pub wal_copied: AtomicBool,
     /// Size of everything, as last counted.
     pub disk_bytes: AtomicU64,
+    /// Bytes written since.
+    uncounted: AtomicU64,
     space: AtomicU8,
     /// Nearly at its full size: new messages wait until retention has made room.
     tight: AtomicBool,
@@ -193,6 +199,7 @@ impl Core {
             wal_bytes: AtomicU64::new(0),
             wal_copied: AtomicBool::new(false),
             disk_bytes: AtomicU64::new(0),
+            uncounted: AtomicU64::new(0),
             space: AtomicU8::new(0),
             tight: AtomicBool::new(false),
             roomier: Notify::new(),
@@ -244,22 +251,31 @@ impl Core {
         (self.space() != Space::Enough).then_some(LogError::Full)
     }
 
-    /// Size from which new messages wait for retention: what they still may add fits below the full size.
+    /// Size from which new messages wait for retention: what they still may add fits below the full size, and what the write-ahead
+    /// logs of bodies and of short-lived bodies may grow by before they are copied.
     pub fn tight_size(&self) -> u64 {
-        self.config.max_size.as_u64().saturating_sub(self.segment_size() / 2 * 3)
+        self.config.max_size.as_u64().saturating_sub(self.segment_size() / 2 * 3 + self.wal_limit() * WALS)
     }
 
     /// The writer has written so much: what is on disk grows by it, and by what the views will make of it.
     pub fn grew(&self, bytes: u64) {
         let now = self.disk_bytes.fetch_add(bytes + bytes / 4, Ordering::Relaxed) + bytes;
-        if now > self.tight_size() && !self.tight.swap(true, Ordering::AcqRel) {
+        self.uncounted.fetch_add(bytes, Ordering::Relaxed);
+        let tightened = now > self.tight_size() && !self.tight.swap(true, Ordering::AcqRel);
+        if tightened || self.is_count_due() {
             self.keeper_bell.ring();
         }
+    }
+
+    /// Has so much been written that the files should be counted?
+    pub fn is_count_due(&self) -> bool {
+        self.uncounted.load(Ordering::Relaxed) > self.segment_size() / COUNTED_PART
     }
 
     /// Sets the size as counted. `stuck`: nothing can go, so that waiting is of no use.
     pub fn counted(&self, bytes: u64, stuck: bool) {
         self.disk_bytes.store(bytes, Ordering::Relaxed);
+        self.uncounted.store(0, Ordering::Relaxed);
         let tight = !stuck && bytes > self.tight_size();
         self.tight.store(tight, Ordering::Release);
         if !tight {

@@ -69,16 +69,23 @@ impl Keeper {
             if self.core.closing.load(Ordering::Acquire) {
                 break;
             }
-            if sealed || self.core.is_tight() || self.counted.is_none_or(|at| at.elapsed() >= COUNT_EVERY) {
+            if sealed
+                || self.core.is_tight()
+                || self.core.is_count_due()
+                || self.counted.is_none_or(|at| at.elapsed() >= COUNT_EVERY)
+            {
                 let bytes = disk_bytes(&self.core.dir);
                 self.core.disk_bytes.store(bytes, Ordering::Relaxed);
                 if let Err(e) = self.retention.apply(&self.core) {
                     event::UpkeepFailed { what: "retention", error: &e.to_string() }.emit();
                 }
+                // First said that nothing is accepted, then let go who waits for room.
+                self.watch_space();
                 self.count();
                 self.prepare();
+            } else {
+                self.watch_space();
             }
-            self.watch_space();
         }
         self.copier = None;
         self.seal();
@@ -230,12 +237,12 @@ impl Keeper {
         let reason = match now {
             Space::Enough => return event::SpaceBack.emit(),
             Space::DiskLow => {
-                "less than ledger.min_free is left on the disk under the store; free some space or lower ledger.retention"
+                "less than ledger.min_free is left on the disk under the store; free some space or lower ledger.retention".into()
             }
-            Space::LedgerFull => "unfinished messages fill ledger.max_size; deliver or discard them, or raise ledger.max_size",
+            Space::LedgerFull => retention::filled_by(&self.core),
         };
-        event::SpaceLow { reason }.emit();
-        self.core.problems.add("space", reason.into());
+        event::SpaceLow { reason: &reason }.emit();
+        self.core.problems.add("space", reason);
     }
 }
 

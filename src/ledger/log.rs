@@ -39,6 +39,9 @@ pub fn record(core: &Core, append: Append) -> Result<Box<Record>, LogError> {
     record.transient = transient;
     record.holds_transient = transient && matches!(row.kind, kind::ACCEPTED | kind::CARRIED);
     record.fact = Some(row);
+    if let What::Accepted(accepted) | What::Carried { accepted, .. } = &fact.what {
+        record.body_len = accepted.envelope.body_len;
+    }
     record.carried_from = match &fact.what {
         What::Carried { from, .. } => Some(*from),
         _ => None,

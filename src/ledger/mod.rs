@@ -285,7 +285,7 @@ impl Ledger {
             }
             core::Space::Enough => None,
             core::Space::DiskLow => Some("the disk under the store is nearly full"),
-            core::Space::LedgerFull => Some("unfinished messages fill the ledger"),
+            core::Space::LedgerFull => Some("the ledger is full: see `problems` in /status"),
         }
     }
 

@@ -38,6 +38,8 @@ pub struct Record {
     pub pieces: Box<[Seq]>,
     /// An accept fact whose body lies in short-lived segments: they stay until it is finished.
     pub holds_transient: bool,
+    /// Length of its body as received.
+    pub body_len: u64,
     /// For a carried fact: the number it had.
     pub carried_from: Option<Seq>,
     pub deliver: Option<Delivering>,

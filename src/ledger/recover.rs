@@ -81,9 +81,10 @@ pub fn unfinished(core: &Core, rebuild: Rebuild<'_>, each: &mut dyn FnMut(Unfini
                 continue;
             }
         };
+        let len = accepted.envelope.body_len;
         match &accepted.body {
-            BodyRef::OwnTransient => core.transients.hold(seq, &[seq]),
-            BodyRef::Chunks { seqs, transient: true } => core.transients.hold(seq, seqs),
+            BodyRef::OwnTransient => core.transients.hold(seq, &[seq], len),
+            BodyRef::Chunks { seqs, transient: true } => core.transients.hold(seq, seqs, len),
             _ => {}
         }
         let mut routes = row.fold.progress();

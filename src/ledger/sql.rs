@@ -168,6 +168,11 @@ pub fn open_log(path: &Path, form: Form, cache_kib: i64) -> Result<Connection, F
     Ok(conn)
 }
 
+/// Lets a write-ahead log that a large group has made longer shrink to this size when it begins anew.
+pub fn shorten(conn: &Connection, wal: u64) -> Result<(), FileError> {
+    Ok(conn.pragma_update(None, "journal_size_limit", to_sql(wal))?)
+}
+
 /// Opens, or makes, a view. Views are never ahead of the log, so a commit need not be synced; with WAL and
 /// `synchronous=NORMAL` a power cut makes them older, not wrong.
 pub fn open_view(path: &Path, tables: &str, cache_kib: i64) -> Result<Connection, FileError> {

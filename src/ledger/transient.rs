@@ -15,15 +15,19 @@ pub const FILE_BYTES: u64 = 32 << 20;
 pub const FILE_AGE: Duration = Duration::from_secs(300);
 /// Pieces whose accept fact has not come are kept this long after the last of them.
 const STAGED_FOR: Duration = Duration::from_secs(3600);
+/// A file of which less than one part in so many is needed is not kept for that.
+const NEEDED_PART: u64 = 4;
 
 struct File {
     path: PathBuf,
     /// Highest number in it.
     last: Seq,
-    /// Unfinished messages with bytes in it.
-    holders: HashSet<Seq>,
+    /// Unfinished messages with bytes in it, and how many.
+    holders: HashMap<Seq, u64>,
     /// Being written.
     current: bool,
+    /// Pieces whose accept fact has not come.
+    staged: HashSet<Seq>,
     last_piece: Option<Instant>,
 }
 
@@ -55,7 +59,10 @@ impl Transients {
         for (i, &first) in found.iter().enumerate() {
             let last = found.get(i + 1).map_or(Seq::MAX, |next| next - 1);
             let path = path(dir, first);
-            inner.files.insert(first, File { path, last, holders: HashSet::new(), current: false, last_piece: None });
+            inner.files.insert(
+                first,
+                File { path, last, holders: HashMap::new(), current: false, staged: HashSet::new(), last_piece: None },
+            );
         }
         let any = AtomicBool::new(!inner.files.is_empty());
         Ok(Self { dir: dir.to_owned(), inner: Mutex::new(inner), any })
@@ -73,9 +80,17 @@ impl Transients {
             file.last = file.last.min(first.saturating_sub(1));
         }
         let path = path(&self.dir, first);
-        inner
-            .files
-            .insert(first, File { path: path.clone(), last: first, holders: HashSet::new(), current: true, last_piece: None });
+        inner.files.insert(
+            first,
+            File {
+                path: path.clone(),
+                last: first,
+                holders: HashMap::new(),
+                current: true,
+                staged: HashSet::new(),
+                last_piece: None,
+            },
+        );
         self.any.store(true, Ordering::Release);
         path
     }
@@ -85,11 +100,12 @@ impl Transients {
         self.lock().files.values_mut().for_each(|f| f.current = false);
     }
 
-    /// Bytes under these numbers were written to the current file.
-    pub fn wrote(&self, last: Seq, pieces: bool) {
+    /// Bytes up to this number were written to the current file; those under `pieces` belong to messages still to come.
+    pub fn wrote(&self, last: Seq, pieces: Vec<Seq>) {
         if let Some(file) = self.lock().files.values_mut().next_back() {
             file.last = file.last.max(last);
-            if pieces {
+            if !pieces.is_empty() {
+                file.staged.extend(pieces);
                 file.last_piece = Some(Instant::now());
             }
         }
@@ -101,13 +117,15 @@ impl Transients {
         seqs.iter().all(|seq| inner.file_of(*seq).is_some())
     }
 
-    /// The message `home` is accepted and needs the bytes under `seqs`.
-    pub fn hold(&self, home: Seq, seqs: &[Seq]) {
+    /// The message `home` is accepted and needs the bytes under `seqs`, so many.
+    pub fn hold(&self, home: Seq, seqs: &[Seq], bytes: u64) {
+        let part = bytes / (seqs.len() as u64).max(1);
         let mut inner = self.lock();
         let mut firsts: Vec<Seq> = Vec::new();
         for seq in seqs {
             if let Some((first, file)) = inner.file_of(*seq) {
-                file.holders.insert(home);
+                *file.holders.entry(home).or_default() += part;
+                file.staged.remove(seq);
                 if !firsts.contains(&first) {
                     firsts.push(first);
                 }
@@ -140,6 +158,21 @@ impl Transients {
         }
     }
 
+    /// Are these bytes there, and is so much else in their files needed that copying them out would save little?
+    pub fn may_stay(&self, seqs: &[Seq]) -> bool {
+        let mut inner = self.lock();
+        seqs.iter().all(|seq| {
+            let Some((_, file)) = inner.file_of(*seq) else { return false };
+            let needed: u64 = file.holders.values().sum();
+            file.current || file.path.metadata().is_ok_and(|m| needed >= m.len() / NEEDED_PART)
+        })
+    }
+
+    /// Bytes in the files that unfinished messages need.
+    pub fn bytes_needed(&self) -> u64 {
+        self.lock().files.values().flat_map(|f| f.holders.values()).sum()
+    }
+
     /// The file that holds the bytes under `seq`.
     pub fn path_of(&self, seq: Seq) -> Option<PathBuf> {
         self.lock().file_of(seq).map(|(_, f)| f.path.clone())
@@ -161,7 +194,7 @@ impl Transients {
             .files
             .iter()
             .filter(|(_, f)| {
-                let staged = f.last_piece.is_some_and(|at| now.duration_since(at) < STAGED_FOR);
+                let staged = !f.staged.is_empty() && f.last_piece.is_some_and(|at| now.duration_since(at) < STAGED_FOR);
                 !f.current && f.holders.is_empty() && !staged
             })
             .map(|(first, _)| *first)

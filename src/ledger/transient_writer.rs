@@ -4,12 +4,15 @@ use super::core::{Core, Sealing};
 use super::queue::Queued;
 use super::sql::{self, FileError, Form, to_sql};
 use super::transient::{FILE_AGE, FILE_BYTES};
+use super::writer::{PARTIAL_PAGES, checkpoint};
 use rusqlite::{Connection, params};
 use std::time::Instant;
 
 struct Open {
     conn: Connection,
     bytes: u64,
+    /// Bytes in its write-ahead log since it last began anew, about.
+    wal: u64,
     since: Instant,
 }
 
@@ -30,18 +33,19 @@ impl TransientWriter {
             none => {
                 let path = core.transients.begin(first.seq);
                 let made = sql::create_log(&path, Form::Transient, 0).and_then(|()| sql::open_log(&path, Form::Transient, 256));
-                let conn = made.map_err(|e| match e {
+                let conn = made.and_then(|conn| sql::shorten(&conn, core.wal_limit()).map(|()| conn));
+                let conn = conn.map_err(|e| match e {
                     FileError::Sql(e) => e,
                     other => rusqlite::Error::ToSqlConversionFailure(Box::new(other)),
                 })?;
-                none.insert(Open { conn, bytes: 0, since: Instant::now() })
+                none.insert(Open { conn, bytes: 0, wal: 0, since: Instant::now() })
             }
         };
         // Dropped without commit, it rolls back.
         let transaction = open.conn.unchecked_transaction()?;
         let before = open.bytes;
         let mut last = 0;
-        let mut pieces = false;
+        let mut pieces = Vec::new();
         {
             let mut insert = transaction
                 .prepare_cached("INSERT OR REPLACE INTO bodies(seq, codec, len, sum, data) VALUES(?1, ?2, ?3, ?4, ?5)")?;
@@ -49,11 +53,21 @@ impl TransientWriter {
                 insert.execute(params![to_sql(record.seq), body.codec as i64, body.len as i64, body.sum, &*body.data])?;
                 open.bytes += body.data.len() as u64;
                 last = record.seq;
-                pieces |= record.fact.is_none();
+                if record.fact.is_none() {
+                    pieces.push(record.seq);
+                }
             }
         }
         transaction.commit()?;
         core.grew(open.bytes - before);
+        // Pages that are not full are written with each commit again: not copied now and then, it would take many times what the
+        // bodies do. A group with bodies in it waits for this; nothing else does.
+        open.wal += open.bytes - before + PARTIAL_PAGES * u64::from(sql::LOG_PAGE);
+        if open.wal >= core.wal_limit() {
+            let (_, frames, copied) = checkpoint(&open.conn).unwrap_or((1, 1, 0));
+            // With a reader in it, it does not begin anew: tried again soon.
+            open.wal = if frames == copied { 0 } else { core.wal_limit() / 2 };
+        }
         core.transients.wrote(last, pieces);
         Ok(())
     }

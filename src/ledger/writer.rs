@@ -24,7 +24,7 @@ const GROUP_BYTES: usize = 4 << 20;
 /// SQLite's page cache for the segment being written, KiB. Appending needs few pages.
 const CACHE_KIB: i64 = 512;
 /// Pages that each commit writes again because they are not full yet, about: the last of each table, and now and then the first.
-const PARTIAL_PAGES: u64 = 3;
+pub const PARTIAL_PAGES: u64 = 3;
 /// Failures in a row after which a fresh segment is tried.
 const REOPENS: u32 = 3;
 /// The write-ahead log never grows beyond this many times the size at which it should be copied.
@@ -51,6 +51,8 @@ impl Active {
             sql::create_log(&segment.log, Form::Log, core.wal_limit())?;
         }
         let conn = sql::open_log(&segment.log, Form::Log, CACHE_KIB)?;
+        // What is overwritten again and again is quicker to sync: it is shortened only when it has grown far.
+        sql::shorten(&conn, core.wal_limit() * 2)?;
         let bytes = segment.log.metadata().map_or(0, |m| m.len());
         let since: Option<i64> =
             conn.query_row("SELECT min(at) FROM (SELECT at FROM facts ORDER BY seq LIMIT 1)", [], |r| r.get(0))?;
@@ -222,9 +224,11 @@ impl Writer {
     fn fill(&mut self, statements: &mut Statements<'_>, group: &mut Vec<Queued>, held: &mut usize) -> rusqlite::Result<u64> {
         let first = self.waiting.front().map_or(0, |r| r.seq);
         let mut bytes = 0;
+        // A group goes into one segment and its write-ahead log, however small these are.
+        let most = GROUP_BYTES.min(usize::try_from(self.core.segment_size() / 4).unwrap_or(GROUP_BYTES));
         self.gather.begin();
         loop {
-            let (part, size) = self.next_part(GROUP_BYTES.saturating_sub(*held));
+            let (part, size) = self.next_part(most.saturating_sub(*held));
             *held += size;
             let from = group.len();
             // In the group before it is written: should writing fail, they are told.
@@ -232,7 +236,7 @@ impl Writer {
             for record in &group[from..] {
                 bytes += statements.insert(record)?;
             }
-            let full = !self.waiting.is_empty() || *held >= GROUP_BYTES;
+            let full = !self.waiting.is_empty() || *held >= most;
             if full || !self.gather.more(&self.core.queue, &mut self.waiting, group.len()) {
                 return Ok(bytes);
             }
@@ -246,7 +250,11 @@ impl Writer {
         for record in &mut group {
             if record.holds_transient {
                 let own = [record.seq];
-                self.core.transients.hold(record.seq, if record.pieces.is_empty() { &own } else { &record.pieces });
+                self.core.transients.hold(
+                    record.seq,
+                    if record.pieces.is_empty() { &own } else { &record.pieces },
+                    record.body_len,
+                );
             }
             if let Some(from) = record.carried_from {
                 self.core.homes.moved(from, record.seq);
