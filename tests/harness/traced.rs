@@ -79,6 +79,8 @@ fn large(rng: &mut Rng, token: &str) -> Vec<u8> {
 /// answers it was; for MLLP the control id says it.
 struct Traced {
     token: String,
+    /// Where the body lies apart from the accept fact: the token in the headers, which are stored in the fact.
+    fact: Option<String>,
     /// `MSA|AA|id` for MLLP.
     ack: Option<String>,
     /// The client's port, and the number of the answer on this connection, for HTTP.
@@ -115,7 +117,7 @@ fn traced_mllp(to: SocketAddr, number: u32, rng: &mut Rng, count: u64) -> Result
         if text(&answer, "MSA", 1) != "AA" {
             return Err(format!("{} refused under trace: {}", tag.id, String::from_utf8_lossy(&answer)));
         }
-        told.push(Traced { token, ack: Some(format!("MSA|AA|{}", tag.id)), answer: (0, 0) });
+        told.push(Traced { token, fact: None, ack: Some(format!("MSA|AA|{}", tag.id)), answer: (0, 0) });
     }
     Ok(told)
 }
@@ -127,11 +129,15 @@ fn traced_http(to: SocketAddr, path: &str, number: u32, rng: &mut Rng, count: u6
     for seq in 1..=count {
         let token = rng.token(24);
         let tag = Tag { key: format!("T{number}"), seq, id: format!("T{number}-{seq}") };
-        // A packed body shows no marks; the headers are stored as they are, in the fact that is written with it.
-        let in_headers: Vec<(String, String)> = match path {
-            "/packed" => marks(&token).map(|m| (format!("X-{m}"), format!("=={m}=={}", "-".repeat(200)))).collect(),
-            _ => vec![],
-        };
+        // A packed body shows no marks; the headers are stored as they are, in the fact that is written with it. A body that lies in
+        // a file of its own, or in pieces, says nothing of the fact: that has marks of its own.
+        let fact = matches!(path, "/short" | "/large").then(|| rng.token(24));
+        let shown = fact.as_ref().or((path == "/packed").then_some(&token));
+        let in_headers: Vec<(String, String)> = shown
+            .into_iter()
+            .flat_map(|token| marks(token))
+            .map(|m| (format!("X-{m}"), format!("=={m}=={}", "-".repeat(200))))
+            .collect();
         let headers: Vec<_> = in_headers.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
         let message = match path {
             "/packed" => adt(&tag, 40_000, "the same words again and again, which pack well"),
@@ -142,22 +148,26 @@ fn traced_http(to: SocketAddr, path: &str, number: u32, rng: &mut Rng, count: u6
         if answer.status >= 300 || client.closing {
             return Err(format!("{} refused under trace: {} {}", tag.id, answer.status, answer.text()));
         }
-        told.push(Traced { token, ack: None, answer: (port, told.len()) });
+        told.push(Traced { token, fact, ack: None, answer: (port, told.len()) });
     }
     Ok(told)
 }
 
 fn judge(calls: &[Call], store: &Path, told: &[Traced]) -> Result<(), String> {
-    let tokens: Vec<String> = told.iter().flat_map(|t| marks(&t.token)).collect();
+    let tokens: Vec<String> =
+        told.iter().flat_map(|t| [Some(&t.token), t.fact.as_ref()]).flatten().flat_map(|t| marks(t)).collect();
     let story = Story::new(calls, store, &tokens);
     let sent: Vec<&Call> =
         calls.iter().filter(|c| c.target.starts_with("TCP") && c.name != "fsync" && c.name != "fdatasync").collect();
     let (mut acks, mut copies) = (0, 0);
     let mut faults = Vec::new();
     let mut look = |what: &str, told: &Traced, call: &Call| {
-        let early: Vec<_> = marks(&told.token).filter_map(|m| story.durable_before(&m, call.begin).err()).collect();
-        if early.len() > 1 {
-            faults.push(format!("{what} of {} at line {}: {}", told.token, call.begin, early[0]));
+        for (part, token) in [("body", Some(&told.token)), ("fact", told.fact.as_ref())] {
+            let Some(token) = token else { continue };
+            let early: Vec<_> = marks(token).filter_map(|m| story.durable_before(&m, call.begin).err()).collect();
+            if early.len() > 1 {
+                faults.push(format!("{what} of {token} ({part}) at line {}: {}", call.begin, early[0]));
+            }
         }
     };
     for message in told {
