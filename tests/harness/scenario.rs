@@ -15,10 +15,14 @@ pub fn kills(binary: PathBuf, rng: &mut Rng, kills: u64, patience: Duration) -> 
         Behaviour { close: 0.01, reject: 0.01, silent: 0.0005, wrong_id: 0.002, delay: Duration::ZERO, ..Behaviour::default() };
     let lis = Receiver::mllp(failing, rng.split());
     let web = Receiver::http(Behaviour { wrong_id: 0.0, ..failing }, rng.split());
+    let brief = Receiver::http(Behaviour { wrong_id: 0.0, ..failing }, rng.split());
     let upstream = Receiver::http(Behaviour { wrong_id: 0.0, ..failing }, rng.split());
     let proxy = queue("test.proxy", "protocol == \"http\" && path == \"/proxy\"").replace("\"queue\"", "\"proxy\"");
+    // Its bodies lie in short-lived files, which are removed as soon as all in them is finished.
+    let none = queue("test.brief", "protocol == \"http\" && path == \"/brief\"") + "priority = 2\nstorage = \"none\"\n";
     let mut node = Builder::new()
         .binary(binary)
+        .channel(none + &route("primary", &brief.target(), "primary = true"))
         .channel(proxy + "priority = 1\n" + &route("upstream", &upstream.target(), "primary = true"))
         .channel(queue("test.mllp", "protocol == \"mllp\"") + &route("primary", &lis.target(), "primary = true"))
         .channel(queue("test.http", "protocol == \"http\"") + &route("primary", &web.target(), "primary = true"))
@@ -32,6 +36,7 @@ pub fn kills(binary: PathBuf, rng: &mut Rng, kills: u64, patience: Duration) -> 
     };
     let by_mllp = load(Via::Mllp(node.mllp), "M", rng).start();
     let by_http = load(Via::Http(node.http, "/adt".into()), "H", rng).start();
+    let by_brief = Load { connections: 3, rate: Some(300.0), ..load(Via::Http(node.http, "/brief".into()), "N", rng) }.start();
     // The sender waits for the upstream's own answer, and sends again under the same Idempotency-Key what got none.
     let by_proxy = Load { connections: 3, rate: Some(150.0), ..load(Via::Http(node.http, "/proxy".into()), PROXY, rng) }.start();
 
@@ -39,15 +44,20 @@ pub fn kills(binary: PathBuf, rng: &mut Rng, kills: u64, patience: Duration) -> 
 
     let by_mllp = by_mllp.stop(Duration::from_secs(30));
     let by_http = by_http.stop(Duration::from_secs(30));
+    let by_brief = by_brief.stop(Duration::from_secs(30));
     let by_proxy = by_proxy.stop(Duration::from_secs(30));
     // An upstream's answer that was passed on needs no waiting for.
-    let all_there =
-        lis.wait_for(&by_mllp, patience) && web.wait_for(&by_http, patience) && upstream.wait_for(&by_proxy, Duration::ZERO);
+    let all_there = lis.wait_for(&by_mllp, patience)
+        && web.wait_for(&by_http, patience)
+        && brief.wait_for(&by_brief, patience)
+        && upstream.wait_for(&by_proxy, Duration::ZERO);
     let mut faults: Vec<String> = Vec::new();
     if !all_there {
         faults.push(format!("not everything acknowledged was delivered within {patience:?}"));
     }
-    for (name, sent, receiver) in [("MLLP", &by_mllp, &lis), ("HTTP", &by_http, &web), ("proxy", &by_proxy, &upstream)] {
+    for (name, sent, receiver) in
+        [("MLLP", &by_mllp, &lis), ("HTTP", &by_http, &web), ("not kept", &by_brief, &brief), ("proxy", &by_proxy, &upstream)]
+    {
         print!("{name}: ");
         if let Err(fault) = check(sent, &receiver.arrivals(), Doubles::Counted) {
             faults.push(format!("{name}: {fault}"));
@@ -70,11 +80,13 @@ pub fn kills(binary: PathBuf, rng: &mut Rng, kills: u64, patience: Duration) -> 
 /// Name of the load in proxy mode.
 const PROXY: &str = "P";
 
-/// A resend is no new transaction: each control id is in the ledger exactly once. (In proxy mode a request that got no
+/// A resend is no new transaction: each control id is in the ledger exactly once, and some were resent after they were stored. (In proxy mode a request that got no
 /// answer from its upstream is tried anew by the repetition, as a transaction of its own.)
 fn one_transaction_each(node: &super::Node, all: &[&Sent]) -> Result<(), String> {
     let mut times: HashMap<String, u32> = HashMap::new();
+    let mut recognised = 0;
     for row in transactions(node) {
+        recognised += row["hie"]["resends"].as_u64().unwrap_or(0);
         if row["status"] != "Refused" {
             *times.entry(control_id(&row)).or_default() += 1;
         }
@@ -87,9 +99,16 @@ fn one_transaction_each(node: &super::Node, all: &[&Sent]) -> Result<(), String>
         .take(10)
         .collect();
     let missing: Vec<_> = all.iter().flat_map(|s| &s.acknowledged).filter(|t| !times.contains_key(&t.id)).collect();
-    println!("ledger: {} transactions, {sent_again} resends, {} control ids more than once", times.len(), twice.len());
+    println!(
+        "ledger: {} transactions, {sent_again} sent again, {recognised} recognised, {} control ids more than once",
+        times.len(),
+        twice.len()
+    );
     if !twice.is_empty() {
         return Err(format!("resends taken for new messages: {}", twice.join(", ")));
+    }
+    if sent_again == 0 || recognised == 0 {
+        return Err(format!("{sent_again} sent again, {recognised} of them recognised: nothing was shown of resends"));
     }
     if !missing.is_empty() {
         return Err(format!("{} acknowledged messages have no transaction, first {:?}", missing.len(), missing[0]));
