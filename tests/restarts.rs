@@ -12,6 +12,7 @@ mod harness;
 
 use harness::channels::{all_to, queue, route};
 use harness::http::Client;
+use harness::wire::{Tag, adt};
 use harness::{Builder, Doubles, Load, Node, Receiver, Sent, Via, check, env_number, wait_until};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::Signal;
@@ -24,7 +25,9 @@ use std::time::Duration;
 /// What the HTTP senders saw.
 #[derive(Debug, Default)]
 struct Seen {
-    answered: u64,
+    /// Messages, and those answered below 300.
+    attempted: Vec<Tag>,
+    answered: Vec<Tag>,
     /// Sent once more because a kept connection was closed.
     again: u64,
     failed: Vec<String>,
@@ -38,16 +41,19 @@ fn http_sender(to: SocketAddr, path: String, fresh: bool, name: String, stop: Ar
         while !stop.load(Ordering::SeqCst) {
             number += 1;
             let key = format!("{name}-{number}");
+            let tag = Tag { key: name.clone(), seq: number, id: key.clone() };
+            let message = adt(&tag, 500, "");
+            seen.attempted.push(tag.clone());
             loop {
                 let reused = kept.is_some();
                 let told = kept.take().map_or_else(|| Client::connect(to, Duration::from_secs(15)), Ok).and_then(|mut c| {
-                    let answer = c.request("POST", &path, &[("Idempotency-Key", &key)], b"{\"resourceType\":\"Basic\"}")?;
+                    let answer = c.request("POST", &path, &[("Idempotency-Key", &key)], &message)?;
                     Ok((answer, c))
                 });
                 match told {
                     Ok((answer, client)) => {
                         if answer.status < 300 {
-                            seen.answered += 1;
+                            seen.answered.push(tag.clone());
                         } else {
                             seen.failed.push(format!("{key}: {} {}", answer.status, answer.text()));
                         }
@@ -94,20 +100,21 @@ impl Traffic {
     /// Sent again may be one request for each kept connection (four over HTTP, four over MLLP) and round: the node closes each
     /// once, and a sender that does not look finds out with its next request. More would mean that connections are closed
     /// with requests in them, or more than once.
-    fn judge(self, receiver: &Receiver, rounds: u64) {
+    fn judge(self, receiver: &Receiver, web: &Receiver, rounds: u64) {
         self.stop.store(true, Ordering::SeqCst);
         let sent: Sent = self.mllp.stop(Duration::from_secs(20));
         let mut all = Seen::default();
         for thread in self.http {
             let seen = thread.join().expect("a sender");
-            all.answered += seen.answered;
+            all.attempted.extend(seen.attempted);
+            all.answered.extend(seen.answered);
             all.again += seen.again;
             all.failed.extend(seen.failed);
         }
         println!(
             "HTTP: {} answered, {} sent again after a kept connection closed, {} failed · MLLP: {} acknowledged, {} sent \
              again, {} connections refused, refusals {:?}",
-            all.answered,
+            all.answered.len(),
             all.again,
             all.failed.len(),
             sent.acknowledged.len(),
@@ -115,7 +122,7 @@ impl Traffic {
             sent.connect_failures,
             sent.refused
         );
-        assert!(all.answered > 500 && sent.acknowledged.len() > 500, "the load did not run");
+        assert!(all.answered.len() > 500 && sent.acknowledged.len() > 500, "the load did not run");
         assert!(all.failed.is_empty(), "{} failed requests, first: {}", all.failed.len(), all.failed[0]);
         assert!(all.again <= 4 * rounds, "{} requests sent again in {rounds} rounds", all.again);
         assert!(sent.sent_again <= 4 * rounds, "{} messages sent again in {rounds} rounds", sent.sent_again);
@@ -123,6 +130,10 @@ impl Traffic {
         assert!(sent.refused.is_empty(), "refused messages: {:?}", sent.refused);
         assert!(receiver.wait_for(&sent, Duration::from_secs(30)), "all acknowledged delivered");
         check(&sent, &receiver.arrivals(), Doubles::Forbidden).unwrap_or_else(|fault| panic!("{fault}"));
+        // HTTP, queued and proxied.
+        let sent = Sent { attempted: all.attempted, acknowledged: all.answered, sent_again: all.again, ..Sent::default() };
+        assert!(web.wait_for(&sent, Duration::from_secs(30)), "all acknowledged over HTTP delivered");
+        check(&sent, &web.arrivals(), Doubles::Forbidden).unwrap_or_else(|fault| panic!("{fault}"));
     }
 }
 
@@ -159,7 +170,7 @@ fn restarts_under_socket_activation_fail_no_request() {
         node.start();
     }
     std::thread::sleep(Duration::from_millis(400));
-    traffic.judge(&lis, rounds);
+    traffic.judge(&lis, &web, rounds);
 }
 
 #[test]
@@ -180,7 +191,7 @@ fn upgrades_in_place_fail_no_request() {
         node.wait_ready(Duration::from_secs(20)).unwrap_or_else(|e| panic!("upgrade {round}: {e}\n{}", node.log_tail(20)));
     }
     std::thread::sleep(Duration::from_millis(400));
-    traffic.judge(&lis, rounds);
+    traffic.judge(&lis, &web, rounds);
 }
 
 /// Tells one program in a process from the next: the auxiliary vector holds addresses that are chosen anew at each exec.
