@@ -154,6 +154,39 @@ fn one_segment_lost(which: usize) {
     assert!(answers(&filled.node).len() >= now.len());
 }
 
+/// A few bytes inside a stored body, with no structure hurt: found when it is read, told with its file, and given to nobody.
+#[test]
+fn damaged_contents_are_told_when_they_are_read() {
+    let mut filled = filled();
+    let logs: Vec<_> = files(&filled.node, "log-").into_iter().filter(|p| p.extension().is_some_and(|e| e == "db")).collect();
+    let victim = &logs[1];
+    let bytes = fs::read(victim).expect("a log");
+    let find = |from: usize, what: &[u8]| bytes[from..].windows(what.len()).position(|w| w == what).map(|at| from + at);
+    // Its MSH-11 and MSH-12, wherever they are in the file: pages keep what lay in them before they were divided.
+    let parts = |id: &str| (format!("|{id}|P|2.5.1\r"), format!("|{id}|X|9.9.9\r"));
+    let text = String::from_utf8_lossy(&bytes);
+    let inside = |id: &&String| text.contains(&parts(id).0);
+    let id = filled.answers.values().map(|(_, id)| id).find(inside).expect("a body in the second log").clone();
+    let (before, hurt) = parts(&id);
+    let file = fs::OpenOptions::new().write(true).open(victim).expect("the log");
+    let mut at = 0;
+    while let Some(found) = find(at, before.as_bytes()) {
+        file.write_all_at(hurt.as_bytes(), found as u64).expect("damage");
+        at = found + 1;
+    }
+    filled.node.start();
+    assert_eq!(filled.node.metric("hie_ledger_damage_total"), Some(0.0), "{}", filled.node.log_tail(20));
+    let transaction = filled.answers.iter().find(|(_, (_, control_id))| *control_id == id).expect("its transaction").0;
+    let shown = filled.node.get(&format!("/transactions/{transaction}/body/request"));
+    assert!(!shown.text().contains("9.9.9"), "{}", shown.status);
+    let name = victim.file_name().expect("a name").to_string_lossy().into_owned();
+    assert!(filled.node.metric("hie_ledger_damage_total").unwrap_or(0.0) >= 1.0, "the metric counts it: {}", shown.status);
+    assert!(filled.node.log().contains(&name), "the log names {name}\n{}", filled.node.log_tail(20));
+    assert!(filled.node.get("/status").json()["problems"].to_string().contains(&name));
+    assert!(answers(&filled.node) == filled.answers, "all are found");
+    filled.works("C");
+}
+
 /// A log that is gone, whoever took it: told as a damaged one is, with what to do, and all else is there.
 #[test]
 fn a_log_segment_that_is_gone_is_told() {
