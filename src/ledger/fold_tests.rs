@@ -210,8 +210,8 @@ fn failures_inside_the_node_are_counted_by_themselves() {
     assert_eq!(now(&facts), RouteProgress { attempts: 42, state: RouteState::Waiting, inside: 2 });
     // Folded twice and in another order.
     let mut twice = fold(&facts);
-    for (index, what) in facts.iter().enumerate().rev() {
-        twice.apply(index as u64 + 1, 0, what);
+    for (n, what) in facts.iter().enumerate().rev() {
+        twice.apply(10 + n as Seq, 0, what);
     }
     assert_eq!(twice.progress(), fold(&facts).progress());
     // A real attempt, or an operator's word, begins anew.
