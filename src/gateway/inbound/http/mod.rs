@@ -4,7 +4,7 @@
 //! What is answered here and never reaches the engine: connections over the limit (503) or from an address not on
 //! `allow_ips` (403), heads that are malformed, late or too large (400, 408, 431; by hyper where it can tell),
 //! `CONNECT` (405), `OPTIONS *` (204), senders not let in (401, 403) and bodies announced larger than the node's limit (413).
-//! Request smuggling: differing `Content-Length`s, a `Transfer-Encoding` whose last coding is not `chunked`, folded
+//! Request smuggling: differing `Content-Length`s, a `Transfer-Encoding` other than `chunked` (501), no or several `Host`s, folded
 //! header lines and spaces before the colon are refused; with both `Transfer-Encoding` and `Content-Length` the former
 //! counts, the latter is dropped, and the connection is closed after the answer (RFC 9112 §6.1).
 
