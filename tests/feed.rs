@@ -582,3 +582,38 @@ fn alerts_are_events_over_a_restart_too() {
     let _third = Reader::open(&node, "alerts", Some(over.id)).expect("a stream");
     wanted(&mut again, "firing", "feed");
 }
+
+#[test]
+fn readers_that_come_all_at_once_are_all_answered() {
+    const READERS: usize = 500;
+    let receiver = Receiver::willing();
+    let node = start("max_connections_per_resource = 450\nmax_connections = 1000", &receiver);
+    let request = format!("GET /events/transactions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", node.token());
+    // As after a restart of the node: each sends its request with its connection, and nobody waits for another.
+    let all: Vec<_> = (0..READERS / 50)
+        .map(|_| {
+            let (to, request) = (node.admin, request.clone());
+            std::thread::spawn(move || {
+                let mut open: Vec<TcpStream> = (0..50)
+                    .map(|_| {
+                        let mut stream = TcpStream::connect(to).expect("a connection");
+                        stream.write_all(request.as_bytes()).expect("sent");
+                        stream
+                    })
+                    .collect();
+                open.drain(..)
+                    .map(|mut stream| {
+                        stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout");
+                        let mut line = [0; 12];
+                        let answer = stream.read_exact(&mut line).map(|()| String::from_utf8_lossy(&line).into_owned());
+                        (stream, answer.unwrap_or_else(|e| format!("no answer: {e}")))
+                    })
+                    .collect::<Vec<_>>()
+            })
+        })
+        .collect();
+    let answers: Vec<(TcpStream, String)> = all.into_iter().flat_map(|thread| thread.join().expect("readers")).collect();
+    let count = |wanted: &str| answers.iter().filter(|(_, answer)| answer == wanted).count();
+    let odd: Vec<&String> = answers.iter().map(|(_, a)| a).filter(|a| !a.starts_with("HTTP/1.1 ")).take(3).collect();
+    assert_eq!((count("HTTP/1.1 200"), count("HTTP/1.1 503")), (450, READERS - 450), "{odd:?}");
+}

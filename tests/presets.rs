@@ -275,6 +275,14 @@ fn the_rendered_settings_are_in_force_in_process_and_control_group() {
         stream.read_exact(&mut answer).expect("an answer");
         assert_eq!(&answer[..], b"HTTP/1.1 413", "{name}");
 
+        // The guide's limits, as the node itself tells them.
+        let feed = node.get("/api/sse/stats").json();
+        assert_eq!(feed["maxConnectionsPerResource"], tier["node"]["feed"]["max_connections_per_resource"], "{name}");
+        let timeout = tier["node"]["feed"]["timeout"].as_str().and_then(|t| humantime::parse_duration(t).ok()).expect("a time");
+        assert_eq!(feed["connectionTimeout"].as_u64().map(Duration::from_millis), Some(timeout), "{name}");
+        let told = node.get("/api/admin/system-stats").json();
+        assert_eq!(told["hie"]["feed"]["maxConnections"], tier["node"]["feed"]["max_connections"], "{name}");
+
         if number("mllp", "max_connections") <= 256 {
             at_its_limit_of_connections(&node, number("mllp", "max_connections"));
         }

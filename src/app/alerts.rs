@@ -21,9 +21,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::HashMap,
-    fs::{self, File, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    fs, io,
     path::PathBuf,
     sync::Arc,
     thread::JoinHandle,
@@ -234,17 +232,9 @@ impl Keep for AlertsFile {
     }
 
     fn keep(&self, kept: &Kept) -> Result<(), String> {
-        let write = || -> io::Result<()> {
-            let text = serde_json::to_vec(&Content { version: VERSION, kept: kept.clone() })?;
-            let new = self.store.join(format!("{NAME}.new"));
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-            file.write_all(&text)?;
-            file.sync_all()?;
-            fs::rename(&new, self.store.join(NAME))?;
-            // The new name too must outlive a power cut.
-            File::open(&self.store)?.sync_all()
-        };
-        write().map_err(|e| format!("{NAME} cannot be written: {e}"))
+        let text = serde_json::to_vec(&Content { version: VERSION, kept: kept.clone() })
+            .map_err(|e| format!("{NAME} cannot be written: {e}"))?;
+        super::keep::replace(&self.store, NAME, &text)
     }
 }
 

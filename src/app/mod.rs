@@ -4,6 +4,7 @@ mod alerts;
 mod drain;
 mod feed;
 mod instances;
+mod keep;
 mod outbound;
 mod pauses;
 mod prepare;

@@ -6,12 +6,7 @@ use crate::{
     telemetry::app as events,
 };
 use serde::{Deserialize, Serialize};
-use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
-    path::PathBuf,
-};
+use std::{fs, io, path::PathBuf};
 
 const NAME: &str = "paused.json";
 const VERSION: u32 = 1;
@@ -57,17 +52,9 @@ impl Pauses for PausesFile {
     }
 
     fn keep(&self, words: &[OperatorsWord]) -> Result<(), String> {
-        let write = || -> io::Result<()> {
-            let text = serde_json::to_vec_pretty(&Content { version: VERSION, routes: words.to_vec() })?;
-            let new = self.store.join(format!("{NAME}.new"));
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-            file.write_all(&text)?;
-            file.sync_all()?;
-            fs::rename(&new, self.store.join(NAME))?;
-            // The new name too must outlive a power cut.
-            File::open(&self.store)?.sync_all()
-        };
-        write().map_err(|e| format!("{NAME} cannot be written: {e}"))
+        let text = serde_json::to_vec_pretty(&Content { version: VERSION, routes: words.to_vec() })
+            .map_err(|e| format!("{NAME} cannot be written: {e}"))?;
+        super::keep::replace(&self.store, NAME, &text)
     }
 }
 
