@@ -19,6 +19,10 @@ pub mod flag {
     pub const PROTOCOL_SHIFT: i64 = 8;
     /// Storage mode `none`: kept for recovery and the resend window, never shown.
     pub const HIDDEN: i64 = 1024;
+    /// A queue of the broker holds it.
+    pub const BROKER: i64 = 2048;
+    /// It repeats another transaction.
+    pub const REPEATED: i64 = 4096;
 }
 
 /// What the accept fact (or the refusal) says; empty for a row that another fact made.
@@ -112,6 +116,8 @@ impl ViewRow {
             | bit(fold.refused, flag::REFUSED)
             | (protocol << flag::PROTOCOL_SHIFT)
             | bit(fold.storage == Storage::None, flag::HIDDEN)
+            | bit(fold.broker, flag::BROKER)
+            | bit(fold.repeated, flag::REPEATED)
     }
 
     /// Puts the bits of the column `flags` back.
@@ -128,6 +134,8 @@ impl ViewRow {
         self.fold.resent = has(flag::RESENT);
         self.fold.unknown = has(flag::UNKNOWN);
         self.fold.refused = has(flag::REFUSED);
+        self.fold.broker = has(flag::BROKER);
+        self.fold.repeated = has(flag::REPEATED);
         self.head.control_id_reused = has(flag::CONTROL_ID_REUSED);
         self.head.protocol = match (flags & flag::PROTOCOL) >> flag::PROTOCOL_SHIFT {
             1 => Some(Protocol::Mllp),
@@ -283,6 +291,8 @@ mod tests {
         row.fold.proxy = true;
         row.head.protocol = Some(Protocol::File);
         row.head.control_id_reused = true;
+        row.fold.broker = true;
+        row.fold.repeated = true;
         let mut back = ViewRow::new(1, row.id);
         back.set_flags(row.flags());
         assert_eq!(back, row);

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use hie::channel::{Mode, Storage};
 use hie::config;
-use hie::engine::fact::{Accepted, Attempt, BodyRef, Fact, Outcome, Seq, What};
+use hie::engine::fact::{Accepted, Attempt, BodyRef, Fact, Keeper, Outcome, Seq, What};
 use hie::engine::ports::{Append, CommitSink, Committed, Log, LogError, Unfinished};
 use hie::ledger::{Ledger, Options};
 use hie::message::{Envelope, MessageId, Protocol};
@@ -96,6 +96,7 @@ pub fn message(n: usize, len: usize) -> Message {
         body: BodyRef::Own,
         body_hash: n as u128,
         resend_key: n as u64 + 1,
+        keeper: Keeper::Log,
     };
     Message { id, accepted, body: Some(body) }
 }
