@@ -7,6 +7,7 @@ use super::{
     fact::{Accepted, Fact, RouteProgress, Seq},
     ports::LogError,
 };
+use crate::channel::Mode;
 use crate::message::MessageId;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -71,6 +72,30 @@ pub struct KnownMessage {
     pub routes: Vec<RouteProgress>,
 }
 
+/// An accept fact of another node that is in this log now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrived {
+    /// Its place in this log.
+    pub seq: Seq,
+    /// The message.
+    pub id: MessageId,
+    /// Queue or proxy.
+    pub mode: Mode,
+    /// See [`Accepted::resend_key`]; 0: it has none.
+    pub resend_key: u64,
+    /// See [`Accepted::body_hash`].
+    pub body_hash: u128,
+    /// Unix milliseconds at which the other node received it.
+    pub received_ms: i64,
+}
+
+/// Is told what other nodes accepted, as soon as it is durable here and before [`Replica::apply`] resolves: in log order, on the ledger's
+/// own thread for that, which applies nothing meanwhile. Registered by the ledger's `observe`.
+pub trait Observer: Send + Sync + 'static {
+    /// Some that were committed together, without those that were known here already.
+    fn applied(&self, batch: &[Arrived]);
+}
+
 /// The log as the cluster needs it. Implemented by the ledger.
 pub trait Replica: Send + Sync + 'static {
     /// This log's own number.
@@ -88,7 +113,11 @@ pub trait Replica: Send + Sync + 'static {
 
     /// Takes in records of another log, in order, and notes with them, in the same commit, that the stream is read up to `offset` and that
     /// `origin` is taken up to the last record. Resolves when durable; calls made one after the other are applied in that order.
-    /// A record whose message is not known (and does not make it known) has no effect.
+    /// A record whose message is not known (and does not make it known) has no effect, and neither has one that was taken already.
+    ///
+    /// On an error nothing later counts as taken: every call with a higher `offset` fails too, until the one that failed (or one before
+    /// it) is made again. [`LogError::Full`]: there is no room now; try again. Calls with nothing to write resolve at once, and are noted
+    /// with a later one. A caller has a few calls under way, not any number: they wait in memory.
     fn apply(&self, origin: Origin, records: Vec<Shipped>, offset: u64) -> BoxFuture<'static, Result<(), LogError>>;
 
     /// How far it has taken in, as of the latest commit.

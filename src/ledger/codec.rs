@@ -144,7 +144,8 @@ fn pack(body: &[u8]) -> Option<Bytes> {
     })
 }
 
-fn sum(data: &[u8]) -> u32 {
+/// The checksum of stored bytes.
+pub fn sum(data: &[u8]) -> u32 {
     // Truncation wanted: 32 bits are enough to tell damage.
     xxh3_64(data) as u32
 }

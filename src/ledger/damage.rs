@@ -23,7 +23,11 @@ pub fn quarantine(core: &Core, segment: &Segment, error: &str) {
     core.pool.forget(&segment.log);
     core.pool.forget(&segment.view);
     // Not noted, the next start tells of it once more.
-    let _ = core.note(|marks| marks.forget(segment.first));
+    let _ = core.note(|marks| {
+        marks.forget(segment.first);
+        marks.lost(segment.first);
+    });
+    core.shipping.gone(core, segment);
     let moved = set_aside(&core.dir, &segment.files());
     say(core, &segment.log, error, moved);
 }

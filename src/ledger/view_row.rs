@@ -23,6 +23,8 @@ pub mod flag {
     pub const BROKER: i64 = 2048;
     /// It repeats another transaction.
     pub const REPEATED: i64 = 4096;
+    /// Accepted on another node.
+    pub const APPLIED: i64 = 8192;
 }
 
 /// What the accept fact (or the refusal) says; empty for a row that another fact made.
@@ -92,11 +94,13 @@ pub struct ViewRow {
     pub id: MessageId,
     pub head: Head,
     pub fold: Folded,
+    /// Accepted on another node, whose work it is.
+    pub applied: bool,
 }
 
 impl ViewRow {
     pub fn new(seq: Seq, id: MessageId) -> Self {
-        Self { seq, id, head: Head::default(), fold: Folded::default() }
+        Self { seq, id, head: Head::default(), fold: Folded::default(), applied: false }
     }
 
     pub fn flags(&self) -> i64 {
@@ -118,6 +122,7 @@ impl ViewRow {
             | bit(fold.storage == Storage::None, flag::HIDDEN)
             | bit(fold.broker, flag::BROKER)
             | bit(fold.repeated, flag::REPEATED)
+            | bit(self.applied, flag::APPLIED)
     }
 
     /// Puts the bits of the column `flags` back.
@@ -136,6 +141,7 @@ impl ViewRow {
         self.fold.refused = has(flag::REFUSED);
         self.fold.broker = has(flag::BROKER);
         self.fold.repeated = has(flag::REPEATED);
+        self.applied = has(flag::APPLIED);
         self.head.control_id_reused = has(flag::CONTROL_ID_REUSED);
         self.head.protocol = match (flags & flag::PROTOCOL) >> flag::PROTOCOL_SHIFT {
             1 => Some(Protocol::Mllp),
@@ -293,6 +299,7 @@ mod tests {
         row.head.control_id_reused = true;
         row.fold.broker = true;
         row.fold.repeated = true;
+        row.applied = true;
         let mut back = ViewRow::new(1, row.id);
         back.set_flags(row.flags());
         assert_eq!(back, row);

@@ -1,6 +1,8 @@
 //! What the ledger's tests share.
 #![allow(dead_code)] // each test file uses its part
 
+pub mod stream;
+
 use bytes::Bytes;
 use futures_util::StreamExt;
 use hie::channel::{Mode, Storage};
