@@ -105,7 +105,8 @@ pub trait Replica: Send + Sync + 'static {
     /// something to tell: `upto` rises with every answer. Without what it took from others and `Carried` facts.
     fn own(&self, after: Seq, bytes: usize) -> BoxFuture<'static, Result<OwnRecords, LogError>>;
 
-    /// Everything of its own up to here is confirmed by the stream; kept lazily, so that a restart ships a little again.
+    /// Everything of its own up to here is confirmed by the stream; kept lazily, so that a restart ships a little again. `upto` is the number
+    /// of the last record of a batch (not [`OwnRecords::upto`], which may lie above it): it is `prev` of the first batch after a restart.
     fn shipped(&self, upto: Seq);
 
     /// Where shipping goes on after a start.
@@ -116,7 +117,7 @@ pub trait Replica: Send + Sync + 'static {
     /// A record whose message is not known (and does not make it known) has no effect, and neither has one that was taken already.
     ///
     /// On an error nothing later counts as taken: every call with a higher `offset` fails too, until the one that failed (or one before
-    /// it) is made again. [`LogError::Full`]: there is no room now; try again. Calls with nothing to write resolve at once, and are noted
+    /// it) is made again. [`LogError::Full`]: there is no room now; try again. Calls without records resolve at once, and are noted
     /// with a later one. A caller has a few calls under way, not any number: they wait in memory.
     fn apply(&self, origin: Origin, records: Vec<Shipped>, offset: u64) -> BoxFuture<'static, Result<(), LogError>>;
 

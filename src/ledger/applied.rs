@@ -7,6 +7,7 @@ use super::origin::HOUSEKEEPING;
 use super::sql::{FileError, from_sql, has_taken, to_sql};
 use crate::engine::fact::Seq;
 use crate::engine::replica::{Origin, Positions};
+use crate::telemetry::ledger as event;
 use rusqlite::{Connection, params};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -110,6 +111,11 @@ impl Applied {
         self.0.lock().unwrap_or_else(|e| e.into_inner())
     }
 
+    /// Was nothing ever taken in?
+    pub fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
     pub fn positions(&self) -> Positions {
         self.lock().positions.clone()
     }
@@ -201,6 +207,7 @@ pub fn restore(core: &Core, active: &Segment, conn: &Connection) -> Result<(), F
     let reread = core.marks().reread;
     let mut state = State::default();
     let mut from = None;
+    let mut has_any = false;
     let older: Vec<Arc<Segment>> = core.catalog.all().into_iter().filter(|s| reread.is_none_or(|lost| s.first < lost)).collect();
     for segment in older.into_iter().rev() {
         state = match core.with_log(&segment, read) {
@@ -217,12 +224,16 @@ pub fn restore(core: &Core, active: &Segment, conn: &Connection) -> Result<(), F
         }
     }
     if reread.is_some() || from.is_some_and(|first| first != active.first) {
+        has_any = !read(conn)?.is_empty() || !state.is_empty();
         let transaction = conn.unchecked_transaction()?;
         transaction.execute_batch("DELETE FROM taken; DELETE FROM pieces")?;
         state.notes().write(&transaction)?;
         transaction.commit()?;
     }
-    if reread.is_some() {
+    if let Some(lost) = reread {
+        if has_any {
+            event::ReadAgain { lost, offset: state.positions.offset }.emit();
+        }
         core.note(|marks| marks.reread = None).map_err(|e| super::sql::io_error(&e))?;
     }
     core.transients.stage(state.pieces.values().filter(|p| p.transient).map(|p| p.here));

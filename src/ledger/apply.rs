@@ -5,6 +5,7 @@ use super::core::Core;
 use super::round::Round;
 use crate::engine::ports::LogError;
 use crate::engine::replica::{Arrived, Observer, Origin, Shipped};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::thread::JoinHandle;
@@ -15,7 +16,7 @@ use tokio::sync::oneshot;
 const ROUND_RECORDS: usize = 8192;
 /// … or bytes.
 const ROUND_BYTES: usize = 4 << 20;
-/// What changes nothing but positions is written with the next record, or after this time.
+/// What changes nothing but the offset in the stream is written with the next record, or after this time.
 const LAZY: Duration = Duration::from_millis(500);
 
 /// A call of [`Replica::apply`](crate::engine::replica::Replica::apply).
@@ -132,7 +133,7 @@ struct Work {
     observers: Arc<Observers>,
     /// The offset of the first call that was not stored: later ones would leave a hole.
     failed: Option<u64>,
-    /// When positions alone were written last.
+    /// When an offset was written last.
     lazy: Instant,
     rounds: u64,
 }
@@ -140,6 +141,10 @@ struct Work {
 impl Work {
     fn run(mut self, jobs: &Receiver<Job>) {
         while let Ok(first) = jobs.recv() {
+            if self.core.ending.load(Ordering::Acquire) {
+                // Dropped, which tells.
+                continue;
+            }
             let (mut calls, mut through) = (Vec::new(), Vec::new());
             let (mut records, mut bytes) = (0, 0);
             let mut next = Some(first);

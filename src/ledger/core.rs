@@ -174,6 +174,8 @@ pub struct Core {
     tight: AtomicBool,
     pub roomier: Notify,
     pub closing: AtomicBool,
+    /// Nothing more is taken in from other logs.
+    pub ending: AtomicBool,
     /// Facts that nobody waited for and that could not be written.
     pub lost_later: AtomicU64,
     /// The folder is to make this segment's view again.
@@ -224,6 +226,7 @@ impl Core {
             tight: AtomicBool::new(false),
             roomier: Notify::new(),
             closing: AtomicBool::new(false),
+            ending: AtomicBool::new(false),
             lost_later: AtomicU64::new(0),
             rebuild: Mutex::new(Vec::new()),
             marks: Mutex::new(marks),

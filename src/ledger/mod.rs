@@ -228,6 +228,7 @@ impl Ledger {
     pub fn close(&self) {
         let mut threads = lock(&self.threads);
         // It waits for the writer.
+        self.core.ending.store(true, Ordering::Release);
         self.applier.close();
         self.core.queue.close();
         self.core.shipping.close();

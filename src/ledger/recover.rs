@@ -1,15 +1,13 @@
 //! What the engine needs at start: the unfinished transactions, and the latest messages for the resend window. Both come
 //! from the views, which are up to date by then, so that the time depends on what is pending, not on what is stored.
 
-use super::carry;
 use super::catalog::Segment;
 use super::codec::kind;
 use super::core::{Core, now_ms};
 use super::read;
-use super::sql::{FileError, to_sql};
+use super::sql::{FileError, from_sql, to_sql};
 use super::view;
-use super::view_row::ViewRow;
-use crate::channel::Storage;
+use super::view_row::{ViewRow, flag};
 use crate::engine::fact::{BodyRef, Seq, What};
 use crate::engine::ports::{Recent, Unfinished};
 use crate::message::MessageId;
@@ -42,7 +40,13 @@ fn mending<T>(rebuild: Rebuild<'_>, segment: &Segment, read: impl Fn() -> Result
 
 /// Numbers of a segment's unfinished transactions, each after the number under which it was first accepted.
 fn by_arrival(core: &Core, segment: &Segment) -> Result<Vec<(Seq, Seq)>, FileError> {
-    let open = carry::open(core, segment, false)?;
+    // What another node accepted, or a queue of the broker holds, is no work of this log's; its short-lived bodies are held all the same.
+    let mut open = core.with_view(segment, |conn| {
+        let mut open = conn.prepare("SELECT seq FROM tx WHERE open = 1 AND (flags & ?1 = 0 OR flags & ?2 <> 0)")?;
+        let seqs = open.query_map([flag::APPLIED | flag::BROKER, flag::STORAGE], |r| r.get(0).map(from_sql))?;
+        Ok(seqs.collect::<Result<Vec<Seq>, _>>()?)
+    })?;
+    open.retain(|seq| core.homes.now(*seq) == *seq);
     core.with_log(segment, |conn| {
         let mut carried = conn.prepare("SELECT 1 FROM facts WHERE seq = ?1 AND kind = ?2")?;
         let mut found = Vec::with_capacity(open.len());
@@ -70,11 +74,6 @@ pub fn unfinished(core: &Core, rebuild: Rebuild<'_>, each: &mut dyn FnMut(Unfini
     for seq in order.into_iter().map(|(_, seq)| seq) {
         let Some(segment) = core.catalog.holding(seq) else { continue };
         let Some(row) = mending(rebuild, &segment, || row(core, &segment, seq))? else { continue };
-        // What another node accepted, or a queue of the broker holds, is no work of this log's; short-lived bodies are held all the same.
-        let own = !row.applied && !row.fold.broker;
-        if !own && row.fold.storage == Storage::All {
-            continue;
-        }
         let accepted = match read::accepted(core, seq) {
             Ok(Some(accepted)) => *accepted,
             Ok(None) => {
@@ -95,7 +94,7 @@ pub fn unfinished(core: &Core, rebuild: Rebuild<'_>, each: &mut dyn FnMut(Unfini
         }
         let mut routes = row.fold.progress();
         routes.truncate(accepted.routes.len());
-        if own {
+        if !row.applied && !row.fold.broker {
             each(Unfinished { seq, accepted, routes });
         }
     }
@@ -129,7 +128,7 @@ pub fn recent(core: &Core, rebuild: Rebuild<'_>, each: &mut dyn FnMut(Recent)) -
                 let mut rows = statement.query([since, i64::try_from(wanted).unwrap_or(i64::MAX)])?;
                 let (mut from, mut found) = (Seq::MAX, 0);
                 while let Some(row) = rows.next()? {
-                    from = super::sql::from_sql(row.get(0)?);
+                    from = from_sql(row.get(0)?);
                     found += 1;
                 }
                 Ok((from, found))
@@ -154,7 +153,7 @@ pub fn recent(core: &Core, rebuild: Rebuild<'_>, each: &mut dyn FnMut(Recent)) -
                         key: row.get::<_, i64>(0)? as u64,
                         body_hash: hash.map_or(0, u128::from_be_bytes),
                         id: MessageId(uuid::Uuid::from_bytes(id)),
-                        seq: super::sql::from_sql(row.get(4)?),
+                        seq: from_sql(row.get(4)?),
                         at_ms: row.get(3)?,
                     });
                 }

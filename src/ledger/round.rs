@@ -12,8 +12,10 @@ use crate::engine::fact::{BodyRef, Fact, Seq, What};
 use crate::engine::ports::LogError;
 use crate::engine::replica::{Arrived, Origin, PackedBody, Shipped};
 use crate::message::MessageId;
+use crate::telemetry::ledger as event;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// How long it waits for retention to make room.
@@ -38,7 +40,9 @@ pub struct Round<'a> {
     touched: Vec<Origin>,
     /// For the last record.
     notes: Notes,
-    pushed: Option<(Seq, Seq)>,
+    /// The highest number it got here.
+    pushed: Option<Seq>,
+    written: u64,
     /// What other nodes accepted, in log order, and under which numbers there.
     arrived: Vec<((Origin, Seq), Arrived)>,
 }
@@ -89,6 +93,7 @@ impl<'a> Round<'a> {
             touched: Vec::new(),
             notes: Notes::default(),
             pushed: None,
+            written: 0,
             arrived: Vec::new(),
         }
     }
@@ -137,7 +142,7 @@ impl<'a> Round<'a> {
             if !self.core.is_tight() {
                 return Ok(());
             }
-            if Instant::now() >= until || self.core.queue.is_closed() {
+            if Instant::now() >= until || self.core.ending.load(Ordering::Acquire) {
                 return Err(LogError::Full);
             }
             std::thread::sleep(LOOK);
@@ -291,8 +296,8 @@ impl<'a> Round<'a> {
             let pushed = if began.elapsed() < AFTER_OTHERS { queue.push(record) } else { queue.push_ahead(record) };
             match pushed {
                 Ok(seq) => {
-                    let first = self.pushed.map_or(seq, |(first, _)| first);
-                    self.pushed = Some((first, seq));
+                    self.pushed = Some(seq);
+                    self.written += 1;
                     return Ok(seq);
                 }
                 Err(_) if queue.is_closed() => return Err(LogError::Failed("the ledger is closed".into())),
@@ -302,9 +307,9 @@ impl<'a> Round<'a> {
         }
     }
 
-    /// Queues how far it has come, and waits until all of it is durable. With `lazy`, positions alone are left for a later round.
+    /// Queues how far it has come, and waits until all of it is durable. With `lazy`, an offset alone is left for a later round.
     pub fn finish(&mut self, lazy: bool) -> Result<(), LogError> {
-        if self.pushed.is_none() && self.notes.settled.is_empty() && lazy {
+        if self.touched.is_empty() && lazy {
             return Ok(());
         }
         self.notes.taken = self.touched.iter().filter_map(|o| Some((*o, *self.taken.get(o)?))).collect();
@@ -315,6 +320,7 @@ impl<'a> Round<'a> {
         let ticket_record = Record { ticket: Some(Promise::new(&ticket)), elsewhere, ..Record::default() };
         self.push(Box::new(ticket_record))?;
         ticket.wait()?;
+        event::Applied { records: self.written.saturating_sub(1) }.emit();
         self.core.recents.add(self.new.drain());
         Ok(())
     }
@@ -334,7 +340,7 @@ impl<'a> Round<'a> {
 impl Drop for Round<'_> {
     fn drop(&mut self) {
         // Parts of a round that failed may be committed, with messages that memory does not know.
-        if let (false, Some((_, last))) = (self.new.is_empty(), self.pushed) {
+        if let (false, Some(last)) = (self.new.is_empty(), self.pushed) {
             self.core.recents.missed(last);
         }
     }

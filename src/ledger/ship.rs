@@ -1,7 +1,7 @@
 //! What this log wrote of itself, in its order, for the other nodes: committed records only, read from the segments and the short-lived
 //! files on a reader's thread, so that it costs the writer nothing.
 
-use super::batch;
+use super::batch::{self, RawFact};
 use super::catalog::Segment;
 use super::codec::{self, BodyRow, body_of, kind};
 use super::core::Core;
@@ -12,8 +12,9 @@ use super::sql::{FileError, Form, from_sql, origin_column, to_sql};
 use crate::engine::fact::{BodyRef, Fact, Seq};
 use crate::engine::ports::LogError;
 use crate::engine::replica::{OwnRecords, PackedBody, Shipped};
+use crate::telemetry::ledger as event;
 use rusqlite::Connection;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::sync::Notify;
@@ -22,7 +23,7 @@ use tokio::sync::Notify;
 const WINDOW: u64 = 16 * 1024;
 /// So many numbers without anything of its own are told as such.
 const FAR: u64 = 256 * 1024;
-/// Memory of a record besides its body and strings, about.
+/// What a record costs besides its data, about.
 const RECORD: usize = 64;
 
 /// How far own records are with the other nodes.
@@ -30,12 +31,14 @@ pub struct Shipping {
     upto: AtomicU64,
     /// Somebody ships them.
     on: AtomicBool,
+    /// Lowest number that left the ledger unshipped; 0: none did.
+    lost_from: AtomicU64,
     committed: Arc<Notify>,
 }
 
 impl Shipping {
     pub fn new(upto: Seq) -> Self {
-        Self { upto: AtomicU64::new(upto), on: AtomicBool::new(false), committed: Arc::default() }
+        Self { upto: AtomicU64::new(upto), on: AtomicBool::new(false), lost_from: AtomicU64::new(0), committed: Arc::default() }
     }
 
     pub fn upto(&self) -> Seq {
@@ -57,17 +60,25 @@ impl Shipping {
 
     /// A segment's files go.
     pub fn gone(&self, core: &Core, segment: &Segment) {
-        let last = segment.end().min(core.committed());
-        if self.on.load(Ordering::Acquire) && last > self.upto() {
-            core.problems.add(
-                "shipping",
-                format!(
-                    "records {} to {last} left the ledger before all nodes had them: the transactions in them are not found on other \
-                     nodes; see why the broker does not take them, or raise ledger.max_size or ledger.retention",
-                    segment.first.max(self.upto() + 1)
-                ),
-            );
+        let (first, last) = (segment.first.max(self.upto() + 1), segment.end().min(core.committed()));
+        if !self.on.load(Ordering::Acquire) || last < first {
+            return;
         }
+        let first = match self.lost_from.compare_exchange(0, first, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => {
+                event::Unshipped { first }.emit();
+                first
+            }
+            Err(known) => known,
+        };
+        core.problems.clear("shipping");
+        core.problems.add(
+            "shipping",
+            format!(
+                "records {first} to {last} left the ledger before the broker had them: other nodes do not find the transactions in them; \
+                 see why the broker takes nothing, or raise ledger.max_size or ledger.retention"
+            ),
+        );
     }
 
     /// Ends who waits.
@@ -136,27 +147,17 @@ fn step(core: &Core, after: Seq, bytes: usize) -> Result<OwnRecords, FileError> 
 #[derive(Default)]
 struct Found {
     until: Seq,
-    facts: BTreeMap<Seq, Fact>,
+    facts: BTreeMap<Seq, RawFact>,
     bodies: BTreeMap<Seq, (PackedBody, bool)>,
-    /// Facts that do not go out, and so their bodies do not either.
-    left_out: HashSet<Seq>,
 }
 
 impl Found {
     fn log(&mut self, conn: &Connection, after: Seq, bytes: usize) -> Result<(), FileError> {
-        let mut size = 0;
-        for raw in batch::read_own(conn, after, self.until, bytes)? {
-            size += raw.data.len();
-            if size >= bytes {
-                self.until = raw.seq;
-            }
-            match codec::what(&raw.data) {
-                // Housekeeping, or of a later release.
-                Some(_) if raw.kind == kind::CARRIED => drop(self.left_out.insert(raw.seq)),
-                None => drop(self.left_out.insert(raw.seq)),
-                Some(what) => drop(self.facts.insert(raw.seq, Fact { id: raw.id, home: raw.home, at: raw.at, what })),
-            }
+        let facts = batch::read_own(conn, after, self.until, bytes)?;
+        if facts.iter().map(|f| f.data.len()).sum::<usize>() >= bytes {
+            self.until = facts.last().map_or(self.until, |f| f.seq);
         }
+        self.facts = facts.into_iter().map(|f| (f.seq, f)).collect();
         self.bodies(conn, after, bytes, false)
     }
 
@@ -193,16 +194,22 @@ impl Found {
                 // From here on it is read once more.
                 return OwnRecords { upto: seq - 1, records };
             }
-            let fact = self.facts.remove(&seq);
+            let raw = self.facts.remove(&seq);
             let body = self.bodies.remove(&seq);
-            if fact.is_none() && self.left_out.contains(&seq) {
-                continue;
-            }
+            size += RECORD + raw.as_ref().map_or(0, |f| f.data.len()) + body.as_ref().map_or(0, |(b, _)| b.data.len());
+            let fact = match raw {
+                None => None,
+                // Housekeeping of the version before, which does not say so.
+                Some(raw) if raw.kind == kind::CARRIED => continue,
+                Some(raw) => match codec::what(&raw.data) {
+                    Some(what) => Some(Fact { id: raw.id, home: raw.home, at: raw.at, what }),
+                    // Of a later release.
+                    None => continue,
+                },
+            };
             let own_transient = fact.as_ref().is_some_and(|f| *body_of(&f.what) == BodyRef::OwnTransient);
             let transient = own_transient || body.as_ref().is_some_and(|(_, transient)| *transient);
-            let body = body.map(|(body, _)| body);
-            size += RECORD + body.as_ref().map_or(0, |b| b.data.len()) + fact.as_ref().map_or(0, |_| RECORD * 8);
-            records.push(Shipped { seq, fact, body, transient });
+            records.push(Shipped { seq, fact, body: body.map(|(body, _)| body), transient });
         }
         OwnRecords { upto: self.until, records }
     }

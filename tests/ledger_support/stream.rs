@@ -50,6 +50,7 @@ pub struct Shipper {
 impl Shipper {
     /// All that there is now.
     pub async fn ship(&mut self, ledger: &Ledger, stream: &Stream, bytes: usize) {
+        ledger.durable().await.unwrap();
         while let Some(own) = own(ledger, self.after, bytes).await {
             assert!(own.upto > self.after && own.records.is_sorted_by(|a, b| a.seq < b.seq));
             self.after = own.upto;
