@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 /// How long the views may take to come as far as memory does not reach.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A message looked for, and when it arrived (Unix milliseconds), where that is known: segments of other times are passed over.
 pub type Wanted = (MessageId, Option<i64>);

@@ -274,10 +274,11 @@ impl Writer {
                 batch.push(Committed { seq: record.seq, accepted: *d.accepted, body: d.body });
             }
         }
-        self.core.committed.store(last, Ordering::Release);
+        // First: nobody writes of a message that he cannot have heard of.
         if self.core.recents.is_on() {
             self.remember(&group);
         }
+        self.core.committed.store(last, Ordering::Release);
         if !batch.is_empty() {
             self.sink.committed(batch);
         }
