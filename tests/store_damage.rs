@@ -300,7 +300,7 @@ fn a_store_of_another_release_is_refused_and_left_as_it_is() {
         let config = node.config_file();
         let check = node.command(&["check", "--quiet", "--config", config.to_str().unwrap()]).output().expect("hie check");
         assert_eq!(check.status.code(), Some(69), "{}", String::from_utf8_lossy(&check.stderr));
-        set_version(victim, 1);
+        set_version(victim, 2);
     }
     receiver.up();
     node.start();
