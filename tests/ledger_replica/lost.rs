@@ -2,12 +2,13 @@
 
 use super::ledger_support::stream::{Shipper, Stream, all, at, catch_up, image, own, take};
 use super::ledger_support::*;
-use super::{accept_all, same_everywhere, variety, work_on};
+use super::{Told, accept_all, same_everywhere, variety, work_on};
 use bytesize::ByteSize;
 use hie::config;
 use hie::engine::fact::BodyRef;
 use hie::engine::ports::{Log, LogError};
 use hie::engine::replica::Replica;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -276,4 +277,59 @@ async fn a_full_ledger_takes_no_more_and_leaves_no_hole() {
             }
         }
     }
+}
+
+/// Rounds larger than a commit on a disk that fills up: parts of them are stored and parts are not, and nothing is skipped or twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_in_the_middle_of_a_round_leaves_no_hole() {
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let Some(disk) = SmallDisk::mount(here.path(), 16) else {
+        println!("not run: mounting a small file system needs root");
+        return;
+    };
+    let (source, _, _) = start(there.path(), small());
+    let mut ids = Vec::new();
+    for n in 0..12 {
+        ids.extend(variety(&source, n * 10).await);
+        let part = accept_all(&source, (0..100).map(|i| message(n * 100 + i, 3_000))).await;
+        part.iter().step_by(3).for_each(|(seq, id)| deliver(&source, *id, *seq));
+        ids.extend(part.into_iter().map(|(_, id)| id));
+    }
+    let (stream, told) = (Stream::default(), Arc::new(Told::default()));
+    Shipper::default().ship(&source, &stream, 400_000).await;
+    let ballast = disk.0.join("ballast");
+    std::fs::write(&ballast, vec![1; 11 << 20]).unwrap();
+    let (ledger, _, _) = start(&disk.0, small());
+    ledger.observe(told.clone());
+    let mut failures = 0;
+    loop {
+        let at = ledger.positions().offset.unwrap_or(0);
+        let calls: Vec<_> = (at..stream.len() as u64)
+            .map(|at| (at, stream.get(at as usize).unwrap()))
+            .map(|(at, b)| ledger.apply(b.origin, b.records, at + 1))
+            .collect();
+        let mut failed = false;
+        for call in calls {
+            let result = call.await;
+            assert!(!failed || result.is_err(), "what comes after one that failed fails too");
+            failed |= result.is_err();
+        }
+        if !failed {
+            break;
+        }
+        failures += 1;
+        if failures == 3 {
+            std::fs::remove_file(&ballast).unwrap();
+        }
+        assert!(failures < 200, "never again");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    println!("{failures} rounds failed");
+    assert!(failures >= 3, "the disk was never full");
+    same_everywhere(&[&source, &ledger], &ids).await;
+    let mut arrived: Vec<_> = told.0.lock().unwrap().iter().map(|a| a.id).collect();
+    let told = arrived.len();
+    arrived.sort_unstable();
+    arrived.dedup();
+    assert_eq!((arrived.len(), told), (ids.len() - 12, ids.len() - 12), "each accept fact is told once");
 }

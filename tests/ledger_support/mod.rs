@@ -177,3 +177,21 @@ pub fn files(dir: &Path, prefix: &str) -> Vec<std::path::PathBuf> {
     found.sort();
     found
 }
+
+/// A small file system of its own.
+pub struct SmallDisk(pub std::path::PathBuf);
+
+impl SmallDisk {
+    /// `None`: that needs root.
+    pub fn mount(dir: &Path, mib: u32) -> Option<Self> {
+        let done =
+            std::process::Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs"]).arg(dir).status();
+        done.is_ok_and(|s| s.success()).then(|| Self(dir.to_owned()))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
