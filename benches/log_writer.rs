@@ -8,7 +8,7 @@ use bytes::Bytes;
 use comfy_table::Table;
 use hie::channel::{Mode, Storage};
 use hie::config;
-use hie::engine::fact::{Accepted, BodyRef, Fact, What};
+use hie::engine::fact::{Accepted, BodyRef, Fact, Keeper, What};
 use hie::engine::ports::{Append, CommitSink, Committed, Log};
 use hie::ledger::{Ledger, Options};
 use hie::message::{Envelope, MessageId, Protocol};
@@ -54,6 +54,7 @@ fn accepted(id: MessageId, body: &Bytes) -> Accepted {
         body: BodyRef::Own,
         body_hash: 0x1234_5678_9abc_def0,
         resend_key: 0x1234_5678,
+        keeper: Keeper::Log,
     }
 }
 

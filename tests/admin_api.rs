@@ -47,6 +47,18 @@ fn a_transaction_as_openhim_shows_one() {
     );
     assert_eq!((&t["hie"]["controlId"], &t["hie"]["resends"]), (&json!("CID-1"), &json!(1)));
     assert_eq!((&t["childIDs"], &t["wasRerun"]), (&json!([]), &json!(false)));
+    assert_eq!(t["hie"].get("repeats"), None);
+    let of = hie::message::MessageId::now();
+    if let Some(entry) = node.records.entries.lock().unwrap().first_mut() {
+        let (seq, mut fact) = entry.facts[0].clone();
+        fact.what = What::Forwarded;
+        entry.facts.push((seq + 8, fact.clone()));
+        fact.what = What::Repeated { of };
+        entry.facts.push((seq + 9, fact));
+    }
+    let t = node.get(&format!("/transactions/{id}")).json();
+    assert_eq!(t["hie"]["repeats"], json!(of.to_string()));
+    assert_eq!(t["hie"]["events"][0]["what"], json!("handed on to the broker"));
 
     let parent = id;
     let id = node.records.fhir(b"{\"resourceType\":\"Patient\"}").to_string();

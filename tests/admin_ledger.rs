@@ -8,7 +8,7 @@ use hie::{
     channel::{Mode, Storage},
     config,
     engine::{
-        fact::{Accepted, Attempt, BodyRef, Fact, Outcome, What},
+        fact::{Accepted, Attempt, BodyRef, Fact, Keeper, Outcome, What},
         ports::{Append, CommitSink, Committed, Log},
     },
     ledger::{Ledger, Options},
@@ -49,6 +49,7 @@ async fn message(ledger: &Ledger, body: &str, outcome: Outcome, change: impl FnO
         body: BodyRef::Own,
         body_hash: 1,
         resend_key: 0,
+        keeper: Keeper::Log,
     };
     let fact = Fact { id, home: 0, at, what: What::Accepted(Box::new(accepted)) };
     let home = ledger.append(Append { fact, body: Some(Bytes::copy_from_slice(body.as_bytes())), deliver: true }).await.unwrap();

@@ -7,7 +7,7 @@ use hie::{
     channel::{AfterPark, Mode, Route, Storage},
     engine::{
         deliver::RouteWorker,
-        fact::{Accepted, BodyRef, Fact, RouteProgress, RouteState, Seq, What},
+        fact::{Accepted, BodyRef, Fact, Keeper, RouteProgress, RouteState, Seq, What},
         gate::Gate,
         ports::{
             Append, BodyStream, Clock, CommitSink, Committed, Connector, Delivery, Ended, Log, LogError, OperatorsWord, PausedBy,
@@ -192,6 +192,7 @@ impl Bed {
             body: BodyRef::Own,
             body_hash: 0,
             resend_key: 0,
+            keeper: Keeper::Log,
         };
         self.log.accepted.lock().unwrap().insert(self.seq, accepted.clone());
         (self.seq, accepted)

@@ -130,9 +130,12 @@ pub(super) struct Extra {
     pub mode: Option<String>,
     /// How often the sender sent it again.
     pub resends: u32,
+    /// The transaction, accepted on another node, that this one repeats; it was delivered there, not here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repeats: Option<String>,
     /// Every delivery attempt, in order.
     pub attempts: Vec<AttemptView>,
-    /// What else happened: requeued, discarded, carried.
+    /// What else happened: requeued, discarded, carried, handed on to the broker.
     pub events: Vec<Event>,
     /// Where the bodies are, by `request`, `response` or route name.
     pub bodies: BTreeMap<String, BodyView>,

@@ -3,7 +3,7 @@
 use super::{
     Engine,
     content::Content,
-    fact::{Accepted, BodyRef, Fact, What},
+    fact::{Accepted, BodyRef, Fact, Keeper, What},
     ports::{Answer, Append, Arrival, Credentials, Denied, Identity, Incoming, Intake, Refusal},
     proxy::{Direct, Proxied},
     repeat::{Arrived, Known},
@@ -213,6 +213,7 @@ impl Engine {
             body: staged.body,
             body_hash,
             resend_key,
+            keeper: Keeper::Log,
             envelope,
         };
         if mode == Mode::Proxy {

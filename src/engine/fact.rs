@@ -81,6 +81,31 @@ pub enum What {
     /// A pipeline step's result; the place for the processing engine.
     #[serde(rename = "P")]
     Step { index: u16, name: String, outcome: String, body: BodyRef },
+    /// A message that this node held for want of the broker is in a queue of the broker now: its keeper is [`Keeper::Broker`].
+    #[serde(rename = "F")]
+    Forwarded,
+    /// Accepted here as new, and recognised later as a resend of what another node had accepted under the id `of`: nothing is delivered,
+    /// and the transaction is finished.
+    #[serde(rename = "E")]
+    Repeated { of: MessageId },
+}
+
+/// Who holds an accepted message until it is finished.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Keeper {
+    /// The log of the node that accepted it, which restores it for work at its start.
+    #[default]
+    #[serde(rename = "l")]
+    Log,
+    /// A queue of the broker.
+    #[serde(rename = "b")]
+    Broker,
+}
+
+impl Keeper {
+    fn is_log(&self) -> bool {
+        *self == Self::Log
+    }
 }
 
 /// The accept fact.
@@ -113,6 +138,9 @@ pub struct Accepted {
     /// Hash of (client, MSH-3, MSH-4, MSH-10) or of (client, Idempotency-Key); 0 when the message has neither.
     #[serde(rename = "rh", default)]
     pub resend_key: u64,
+    /// Who holds it, as of accepting; see [`What::Forwarded`].
+    #[serde(rename = "k", default, skip_serializing_if = "Keeper::is_log")]
+    pub keeper: Keeper,
 }
 
 /// One delivery attempt.

@@ -15,6 +15,7 @@ pub mod judge;
 pub mod ports;
 mod proxy;
 mod repeat;
+pub mod replica;
 mod rerun;
 pub mod resend;
 pub mod shares;

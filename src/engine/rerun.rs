@@ -2,7 +2,7 @@
 
 use super::{
     Engine,
-    fact::{Accepted, BodyRef, Fact, What},
+    fact::{Accepted, BodyRef, Fact, Keeper, What},
     ports::{Append, BodyStream, ControlError},
     staging,
 };
@@ -53,6 +53,7 @@ impl Engine {
             body: staged.body,
             body_hash: staged.hash,
             resend_key: 0,
+            keeper: Keeper::Log,
             envelope,
         };
         let fact = Fact { id, home: 0, at: again.envelope.received_ms, what: What::Accepted(Box::new(again)) };

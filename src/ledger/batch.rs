@@ -3,11 +3,13 @@
 use super::catalog::Segment;
 use super::codec::{self, kind};
 use super::core::Core;
-use super::sql::{FileError, from_sql, to_sql};
+use super::origin::HOUSEKEEPING;
+use super::sql::{self, FileError, from_sql, to_sql};
 use super::view::{Extras, Key, View, key_hash};
 use super::view_row::{Head, ViewRow};
 use crate::channel::Storage;
 use crate::engine::fact::{Seq, What};
+use crate::engine::replica::Origin;
 use crate::message::{Envelope, MessageId};
 use rusqlite::Connection;
 use std::collections::{BTreeMap, HashMap};
@@ -19,6 +21,8 @@ pub struct RawFact {
     pub home: Seq,
     pub at: i64,
     pub kind: u8,
+    /// The log it was applied from; none for this one's own.
+    pub origin: Option<Origin>,
     pub data: Box<[u8]>,
 }
 
@@ -42,8 +46,26 @@ impl RawFact {
 
 /// The facts after `after` up to `until`, at most so many. Only copies: the read transaction must be short.
 pub fn read(conn: &Connection, after: Seq, until: Seq, most: usize, bytes: usize) -> Result<Vec<RawFact>, FileError> {
-    let mut statement = conn
-        .prepare_cached("SELECT seq, id, home, at, kind, data FROM facts WHERE seq > ?1 AND seq <= ?2 ORDER BY seq LIMIT ?3")?;
+    read_from(conn, "", after, until, most, bytes)
+}
+
+/// As [`read`], only what this log wrote of itself.
+pub fn read_own(conn: &Connection, after: Seq, until: Seq, bytes: usize) -> Result<Vec<RawFact>, FileError> {
+    read_from(conn, &format!("AND {} IS NULL", sql::origin_column(conn)?), after, until, usize::MAX >> 1, bytes)
+}
+
+fn read_from(
+    conn: &Connection,
+    condition: &str,
+    after: Seq,
+    until: Seq,
+    most: usize,
+    bytes: usize,
+) -> Result<Vec<RawFact>, FileError> {
+    let mut statement = conn.prepare_cached(&format!(
+        "SELECT seq, id, home, at, kind, data, {} FROM facts WHERE seq > ?1 AND seq <= ?2 {condition} ORDER BY seq LIMIT ?3",
+        sql::origin_column(conn)?
+    ))?;
     let mut rows = statement.query([to_sql(after), to_sql(until), most as i64])?;
     let mut facts = Vec::new();
     let mut size = 0;
@@ -57,6 +79,7 @@ pub fn read(conn: &Connection, after: Seq, until: Seq, most: usize, bytes: usize
             home: from_sql(row.get(2)?),
             at: row.get(3)?,
             kind: row.get(4)?,
+            origin: row.get::<_, Option<i64>>(6)?.map(|o| o as Origin).filter(|o| *o != HOUSEKEEPING),
             data,
         });
         if size >= bytes {
@@ -133,6 +156,7 @@ pub fn fold(
         match &what {
             What::Accepted(accepted) | What::Carried { accepted, .. } => {
                 row.head = Head::of_accepted(accepted);
+                row.applied = fact.origin.is_some();
                 keys(&mut extras, home, fact.id, &accepted.envelope, accepted.storage);
             }
             What::Refused { envelope, .. } => {
@@ -158,10 +182,11 @@ pub fn fold(
 
 /// What a transaction can be found by, as far as its storage mode lets it.
 fn keys(extras: &mut Extras, seq: Seq, id: MessageId, envelope: &Envelope, storage: Storage) {
+    // By id others name it, in every mode; what is hidden no search shows.
+    extras.keys.push((key_hash(Key::Id, id.as_bytes()), seq));
     if storage == Storage::None {
         return;
     }
-    extras.keys.push((key_hash(Key::Id, id.as_bytes()), seq));
     if let Some(parent) = &envelope.parent {
         extras.keys.push((key_hash(Key::Parent, parent.as_bytes()), seq));
     }

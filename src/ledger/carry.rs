@@ -1,19 +1,22 @@
 //! Carrying unfinished transactions out of a segment that is to be removed: each is written again, body included, in the
 //! present segment.
 
+use super::applied::Notes;
 use super::catalog::Segment;
 use super::codec;
 use super::core::Core;
 use super::log::record;
-use super::queue::Record;
+use super::origin::HOUSEKEEPING;
+use super::queue::{Elsewhere, Record};
 use super::read::{self, ReadError};
 use super::retention::RetentionError;
 use super::sql::{FileError, from_sql};
 use super::ticket::{Promise, Ticket};
 use super::view;
 use super::view_row::{ViewRow, flag, status_number};
-use crate::engine::fact::{BodyRef, Fact, Seq, Status, What};
+use crate::engine::fact::{Accepted, BodyRef, Fact, Keeper, Seq, Status, What};
 use crate::engine::ports::{Append, LogError};
+use crate::engine::replica::Origin;
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -72,7 +75,11 @@ pub fn open(core: &Core, segment: &Segment, unknown: bool) -> Result<Vec<Seq>, F
 /// Carries everything unfinished (and, with `unknown`, what an operator may still want to run again). Gives how many;
 /// when this returns, the views show them under their new numbers, and nothing unfinished needs the segment any more.
 pub fn carry(core: &Core, segment: &Arc<Segment>, unknown: bool) -> Result<u64, RetentionError> {
-    segment.set_leaving(true);
+    {
+        // Who refers to a piece of a body in it has queued that, or sees that it goes.
+        let _decided = core.mapping.lock().unwrap_or_else(|e| e.into_inner());
+        segment.set_leaving(true);
+    }
     let carried = carry_all(core, segment, unknown);
     if carried.is_err() {
         segment.set_leaving(false);
@@ -106,6 +113,7 @@ fn carry_all(core: &Core, segment: &Arc<Segment>, unknown: bool) -> Result<u64, 
             count += 1;
         }
     }
+    waiting.extend(carry_pieces(core, segment)?);
     for ticket in waiting {
         last = ticket.wait()?;
     }
@@ -141,46 +149,23 @@ fn carry_one(core: &Core, row: &ViewRow, as_of: Seq) -> Result<Option<Arc<Ticket
         Err(FileError::Damaged(e)) => return lost(&e.0),
         Err(e) => return Err(e.into()),
     };
-    let mut body = None;
-    match accepted.body.clone() {
-        BodyRef::None => {}
-        // A short-lived body is copied only out of a file that is kept for little else.
-        BodyRef::OwnTransient if core.transients.may_stay(&[row.seq]) => {
-            accepted.body = BodyRef::Chunks { seqs: vec![row.seq], transient: true };
+    let body = match take_along(core, row.seq, &mut accepted)? {
+        Ok(body) => body,
+        // The node whose work it is has it; here it is only shown.
+        Err(_) if row.applied => {
+            accepted.body = BodyRef::None;
+            None
         }
-        BodyRef::Chunks { seqs, transient: true } if core.transients.may_stay(&seqs) => {}
-        BodyRef::Own | BodyRef::OwnTransient => {
-            let transient = accepted.body == BodyRef::OwnTransient;
-            match read::piece(core, row.seq, transient) {
-                Ok(bytes) => body = Some(bytes),
-                Err(ReadError::File(e @ FileError::Sql(_))) => return Err(e.into()),
-                Err(e) => return lost(&e.to_string()),
-            }
-        }
-        BodyRef::Chunks { seqs, transient: true } if seqs.len() == 1 => match read::piece(core, seqs[0], true) {
-            Ok(bytes) => {
-                accepted.body = BodyRef::OwnTransient;
-                body = Some(bytes);
-            }
-            Err(ReadError::File(e @ FileError::Sql(_))) => return Err(e.into()),
-            Err(e) => return lost(&e.to_string()),
-        },
-        BodyRef::Chunks { seqs, transient } => {
-            let mut fresh = Vec::with_capacity(seqs.len());
-            for piece in seqs {
-                match read::piece(core, piece, transient) {
-                    Ok(bytes) => fresh.push(push_piece(core, bytes, transient)?),
-                    Err(ReadError::File(e @ FileError::Sql(_))) => return Err(e.into()),
-                    Err(e) => return lost(&e.to_string()),
-                }
-            }
-            accepted.body = BodyRef::Chunks { seqs: fresh, transient };
-        }
+        Err(why) => return lost(&why),
+    };
+    if row.fold.broker {
+        accepted.keeper = Keeper::Broker;
     }
     let routes = row.fold.routes.iter().map(|r| (r.name.clone(), r.progress)).collect();
     let what = What::Carried { accepted, from: row.seq, first, routes, as_of };
     let fact = Fact { id: row.id, home: 0, at: super::core::now_ms(), what };
     let mut record = record(core, Append { fact, body, deliver: false })?;
+    record.elsewhere = elsewhere(read::origin(core, row.seq)?.unwrap_or(HOUSEKEEPING));
     let ticket = Arc::new(Ticket::default());
     record.ticket = Some(Promise::new(&ticket));
     let home = push(core, record)?;
@@ -194,15 +179,75 @@ fn carry_one(core: &Core, row: &ViewRow, as_of: Seq) -> Result<Option<Arc<Ticket
     Ok(Some(ticket))
 }
 
+/// The body of a transaction for its new place, where it has to move; the inner error says why it cannot be read.
+fn take_along(core: &Core, seq: Seq, accepted: &mut Accepted) -> Result<Result<Option<Bytes>, String>, RetentionError> {
+    let read = |seq, transient| match read::piece(core, seq, transient) {
+        Err(ReadError::File(e @ FileError::Sql(_))) => Err(RetentionError::from(e)),
+        other => Ok(other.map_err(|e| e.to_string())),
+    };
+    match accepted.body.clone() {
+        BodyRef::None => {}
+        // A short-lived body is copied only out of a file that is kept for little else.
+        BodyRef::OwnTransient if core.transients.may_stay(&[seq]) => {
+            accepted.body = BodyRef::Chunks { seqs: vec![seq], transient: true };
+        }
+        BodyRef::Chunks { seqs, transient: true } if core.transients.may_stay(&seqs) => {}
+        BodyRef::Own | BodyRef::OwnTransient => return Ok(read(seq, accepted.body == BodyRef::OwnTransient)?.map(Some)),
+        BodyRef::Chunks { seqs, transient: true } if seqs.len() == 1 => {
+            accepted.body = BodyRef::OwnTransient;
+            return Ok(read(seqs[0], true)?.map(Some));
+        }
+        BodyRef::Chunks { seqs, transient } => {
+            let mut fresh = Vec::with_capacity(seqs.len());
+            for piece in seqs {
+                match read(piece, transient)? {
+                    Ok(bytes) => fresh.push(push_piece(core, bytes, transient)?),
+                    Err(why) => return Ok(Err(why)),
+                }
+            }
+            accepted.body = BodyRef::Chunks { seqs: fresh, transient };
+        }
+    }
+    Ok(Ok(None))
+}
+
 fn push_fact(core: &Core, row: &ViewRow, home: Seq, what: What) -> Result<Seq, LogError> {
     let fact = Fact { id: row.id, home, at: row.fold.changed, what };
-    push(core, record(core, Append { fact, body: None, deliver: false })?)
+    let mut record = record(core, Append { fact, body: None, deliver: false })?;
+    record.elsewhere = elsewhere(HOUSEKEEPING);
+    push(core, record)
 }
 
 fn push_piece(core: &Core, bytes: Bytes, transient: bool) -> Result<Seq, LogError> {
     let compress_from = usize::try_from(core.config.compress_from.as_u64()).unwrap_or(usize::MAX);
     let body = Some(codec::body_row(bytes, compress_from));
-    push(core, Box::new(Record { body, transient, ..Record::default() }))
+    push(core, Box::new(Record { body, transient, elsewhere: elsewhere(HOUSEKEEPING), ..Record::default() }))
+}
+
+/// What is written again is not shipped again; what came from another log still does.
+fn elsewhere(origin: Origin) -> Option<Box<Elsewhere>> {
+    Some(Box::new(Elsewhere { origin, ..Elsewhere::default() }))
+}
+
+/// Pieces from other nodes whose fact is still to come.
+fn carry_pieces(core: &Core, segment: &Segment) -> Result<Vec<Arc<Ticket>>, RetentionError> {
+    let mut waiting = Vec::new();
+    for (key, piece) in core.applied.pieces_in(segment) {
+        let body = match read::packed_piece(core, piece.here, false) {
+            Ok(body) => body,
+            Err(ReadError::File(e @ FileError::Sql(_))) => return Err(e.into()),
+            // Its message comes without a body then.
+            Err(_) => None,
+        };
+        let Some(body) = body else { continue };
+        let notes = Notes { pieces: vec![(key, piece)], ..Notes::default() };
+        let elsewhere = Some(Box::new(Elsewhere { origin: key.0, notes, ..Elsewhere::default() }));
+        let ticket = Arc::new(Ticket::default());
+        let promise = Some(Promise::new(&ticket));
+        push(core, Box::new(Record { body: Some(body), elsewhere, ticket: promise, ..Record::default() }))?;
+        waiting.push(ticket);
+    }
+    Ok(waiting)
 }
 
 /// Queues a record, waiting for space: appenders get theirs in between.

@@ -30,6 +30,8 @@ pub mod kind {
     pub const UNKNOWN: u8 = 8;
     pub const CARRIED: u8 = 9;
     pub const STEP: u8 = 10;
+    pub const FORWARDED: u8 = 11;
+    pub const REPEATED: u8 = 12;
 }
 
 /// The stored number of a fact's kind.
@@ -45,6 +47,8 @@ pub fn kind_of(what: &What) -> u8 {
         What::Unknown => kind::UNKNOWN,
         What::Carried { .. } => kind::CARRIED,
         What::Step { .. } => kind::STEP,
+        What::Forwarded => kind::FORWARDED,
+        What::Repeated { .. } => kind::REPEATED,
     }
 }
 
@@ -55,7 +59,12 @@ pub fn body_of(what: &What) -> &BodyRef {
         What::Carried { accepted, .. } => &accepted.body,
         What::Attempt(attempt) => &attempt.response,
         What::Refused { body, .. } | What::Responded { body, .. } | What::Step { body, .. } => body,
-        What::Resent { .. } | What::Requeued { .. } | What::Discarded { .. } | What::Unknown => &BodyRef::None,
+        What::Resent { .. }
+        | What::Requeued { .. }
+        | What::Discarded { .. }
+        | What::Unknown
+        | What::Forwarded
+        | What::Repeated { .. } => &BodyRef::None,
     }
 }
 
@@ -135,7 +144,8 @@ fn pack(body: &[u8]) -> Option<Bytes> {
     })
 }
 
-fn sum(data: &[u8]) -> u32 {
+/// The checksum of stored bytes.
+pub fn sum(data: &[u8]) -> u32 {
     // Truncation wanted: 32 bits are enough to tell damage.
     xxh3_64(data) as u32
 }

@@ -1,17 +1,22 @@
 //! What the ledger's threads share.
 
+use super::applied::Applied;
 use super::catalog::{Catalog, Segment};
 use super::follow::Follower;
 use super::homes::{Homes, Moves};
 use super::marks::Marks;
+use super::origin::HOUSEKEEPING;
 use super::pool::Pool;
 use super::problems::Problems;
 use super::queue::Queue;
+use super::recents::Recents;
+use super::ship::Shipping;
 use super::sql::{FileError, Form};
 use super::transient::Transients;
 use crate::config;
 use crate::engine::fact::Seq;
 use crate::engine::ports::LogError;
+use crate::engine::replica::Origin;
 use rusqlite::Connection;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -145,6 +150,16 @@ pub struct Core {
     pub keeper_bell: Bell,
     /// Follows what is committed.
     pub follower: Follower,
+    /// This log's number among those of a cluster.
+    pub origin: Origin,
+    /// What is taken in from other logs.
+    pub applied: Applied,
+    /// Messages by id, for what other logs say of them.
+    pub recents: Recents,
+    /// How far own records are with the other nodes.
+    pub shipping: Shipping,
+    /// Held where it is decided that a piece of a body stays where it is, or that its segment goes.
+    pub mapping: Mutex<()>,
     pub sealing: Mutex<Vec<Sealing>>,
     /// Bytes in the active segment's write-ahead log since it last began anew, about.
     pub wal_bytes: AtomicU64,
@@ -159,6 +174,8 @@ pub struct Core {
     tight: AtomicBool,
     pub roomier: Notify,
     pub closing: AtomicBool,
+    /// Nothing more is taken in from other logs.
+    pub ending: AtomicBool,
     /// Facts that nobody waited for and that could not be written.
     pub lost_later: AtomicU64,
     /// The folder is to make this segment's view again.
@@ -195,6 +212,11 @@ impl Core {
             help_bell: Bell::default(),
             keeper_bell: Bell::default(),
             follower: Follower::default(),
+            origin: HOUSEKEEPING,
+            applied: Applied::default(),
+            recents: Recents::default(),
+            shipping: Shipping::new(marks.shipped),
+            mapping: Mutex::new(()),
             sealing: Mutex::new(Vec::new()),
             wal_bytes: AtomicU64::new(0),
             wal_copied: AtomicBool::new(false),
@@ -204,6 +226,7 @@ impl Core {
             tight: AtomicBool::new(false),
             roomier: Notify::new(),
             closing: AtomicBool::new(false),
+            ending: AtomicBool::new(false),
             lost_later: AtomicU64::new(0),
             rebuild: Mutex::new(Vec::new()),
             marks: Mutex::new(marks),
@@ -221,6 +244,7 @@ impl Core {
     pub fn note(&self, change: impl FnOnce(&mut Marks)) -> std::io::Result<()> {
         let mut marks = self.marks.lock().unwrap_or_else(|e| e.into_inner());
         change(&mut marks);
+        marks.shipped = self.shipping.upto();
         marks.save(&self.dir)
     }
 

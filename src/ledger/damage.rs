@@ -23,7 +23,11 @@ pub fn quarantine(core: &Core, segment: &Segment, error: &str) {
     core.pool.forget(&segment.log);
     core.pool.forget(&segment.view);
     // Not noted, the next start tells of it once more.
-    let _ = core.note(|marks| marks.forget(segment.first));
+    let _ = core.note(|marks| {
+        marks.forget(segment.first);
+        marks.lost(segment.first);
+    });
+    core.shipping.gone(core, segment);
     let moved = set_aside(&core.dir, &segment.files());
     say(core, &segment.log, error, moved);
 }
@@ -59,10 +63,13 @@ pub fn set_aside(dir: &Path, files: &[PathBuf]) -> std::io::Result<()> {
 
 fn say(core: &Core, log: &Path, error: &str, moved: std::io::Result<()>) {
     let file = name(log);
-    let action = match moved {
+    let mut action = match moved {
         Ok(()) => format!("moved to {QUARANTINE}/; restore it from a backup or try `sqlite3 {file} .recover`"),
         Err(e) => format!("could not be moved to {QUARANTINE}/ ({e}); it is not used"),
     };
+    if !core.applied.is_empty() {
+        action.push_str("; what other nodes wrote in it is read again after a restart");
+    }
     event::DamageFound { file: &file, error, action: &action }.emit();
     core.problems.add(&file, format!("damaged: {error}; {action}"));
 }

@@ -23,13 +23,18 @@ pub struct Failure {
     losing: bool,
     /// Numbers in groups that failed: a fact that refers to a piece among them must fail too.
     lost: Vec<(Seq, Seq)>,
+    /// A round of applying of which something could not be written: nothing later of it may be, or it would count as taken in.
+    broken_round: u64,
 }
 
 impl Failure {
     /// Takes accept facts out of a part of a group (which begins at `first`) whose bodies are not all there, and tells their waiters. Other facts stay: that
     /// a message was delivered is worth more than the receiver's answer.
     pub fn refuse_broken(&mut self, core: &Core, first: Seq, mut group: Vec<Queued>) -> Vec<Queued> {
-        let is_accept = |r: &Record| r.fact.as_ref().is_some_and(|f| matches!(f.kind, kind::ACCEPTED | kind::CARRIED));
+        self.refuse_rest_of_round(&mut group);
+        // Of what other nodes accepted the pieces were looked after when it was applied.
+        let is_accept =
+            |r: &Record| r.round().is_none() && r.fact.as_ref().is_some_and(|f| matches!(f.kind, kind::ACCEPTED | kind::CARRIED));
         if !group.iter().any(|r| is_accept(r) && !r.pieces.is_empty()) {
             return group;
         }
@@ -50,6 +55,20 @@ impl Failure {
         group
     }
 
+    fn refuse_rest_of_round(&mut self, group: &mut Vec<Queued>) {
+        let broken = self.broken_round;
+        if broken == 0 {
+            return;
+        }
+        let error = LogError::Failed("a part of the batch could not be stored; it must be applied again".into());
+        let rest: Vec<Queued> = group.extract_if(.., |r| r.round() == Some(broken)).collect();
+        ticket::tell(rest.into_iter().map(|r| (r, Some(error.clone()))));
+        // One round is under way at a time.
+        if group.iter().any(|r| r.round().is_some()) {
+            self.broken_round = 0;
+        }
+    }
+
     /// The whole group failed.
     pub fn group_failed(&mut self, core: &Core, group: Vec<Queued>, error: &LogError) {
         event::CommitFailed { records: group.len(), error: &error.to_string(), first: !self.failing }.emit();
@@ -60,10 +79,13 @@ impl Failure {
         {
             self.remember(first.seq, last.seq);
         }
+        self.broken_round = group.iter().filter_map(|r| r.round()).max().unwrap_or(self.broken_round);
         let mut told = Vec::new();
         for record in group {
             if record.ticket.is_some() {
                 told.push((record, Some(error.clone())));
+            } else if record.round().is_some() {
+                // Applied again as a whole.
             } else if record.fact.is_some() && core.queue.push_later(record).is_err() {
                 core.lost_later.fetch_add(1, Ordering::Relaxed);
                 event::LaterLost { first: !self.losing }.emit();

@@ -5,7 +5,7 @@
 //! again) is decided by the fact's place in the log: the latest counts, except that delivered stays delivered.
 
 use crate::channel::{Mode, Storage};
-use crate::engine::fact::{Accepted, Outcome, RouteProgress, RouteState, Seq, Status, What};
+use crate::engine::fact::{Accepted, Keeper, Outcome, RouteProgress, RouteState, Seq, Status, What};
 
 /// Places of facts remembered per transaction. A message that is retried more often keeps the first and the latest ones.
 const FACTS_KEPT: usize = 8192;
@@ -34,6 +34,10 @@ pub struct Folded {
     pub unknown: bool,
     /// The sender sent it again.
     pub resent: bool,
+    /// A queue of the broker holds it, not the log of the node that accepted it.
+    pub broker: bool,
+    /// It repeats another transaction: finished, with nothing delivered.
+    pub repeated: bool,
     /// Unix milliseconds of the latest fact.
     pub changed: i64,
     /// Places of its facts, rising.
@@ -73,7 +77,10 @@ impl Folded {
             What::Responded { status, .. } => self.responded = Some(*status),
             What::Unknown => self.unknown = true,
             What::Step { .. } => {}
+            What::Forwarded => self.broker = true,
+            What::Repeated { .. } => self.repeated = true,
         }
+        self.settle();
     }
 
     /// Takes in what is known of the same transaction under the number it had before it was carried.
@@ -86,9 +93,22 @@ impl Folded {
         self.responded = self.responded.or(older.responded);
         self.unknown |= older.unknown;
         self.resent |= older.resent;
+        self.broker |= older.broker;
+        self.repeated |= older.repeated;
         self.changed = self.changed.max(older.changed);
         for seq in &older.facts {
             self.remember(*seq);
+        }
+        self.settle();
+    }
+
+    /// What repeats another transaction is done on every route, in whichever order its facts came.
+    fn settle(&mut self) {
+        if self.repeated {
+            for route in &mut self.routes {
+                route.progress = RouteProgress { state: RouteState::Delivered, inside: 0, ..route.progress };
+                route.by = 0;
+            }
         }
     }
 
@@ -96,6 +116,7 @@ impl Folded {
         self.accepted = true;
         self.proxy = accepted.mode == Mode::Proxy;
         self.storage = accepted.storage;
+        self.broker |= accepted.keeper == Keeper::Broker;
         // Routes that other facts have named already keep what is known of them, in the accept fact's order.
         let mut known = std::mem::take(&mut self.routes);
         for name in &accepted.routes {
@@ -135,7 +156,7 @@ impl Folded {
 
     /// Nothing more happens by itself and no operator is waited for.
     pub fn is_finished(&self) -> bool {
-        if self.refused || !self.accepted {
+        if self.refused || self.repeated || !self.accepted {
             return true;
         }
         self.routes.is_empty() || (self.primary_is_finished() && self.secondaries().all(|r| r.progress.state.is_finished()))
@@ -149,6 +170,9 @@ impl Folded {
     pub fn status(&self) -> Status {
         if self.refused {
             return Status::Refused;
+        }
+        if self.repeated {
+            return Status::Successful;
         }
         let Some(primary) = self.routes.first() else {
             return if self.accepted { Status::Successful } else { Status::Processing };

@@ -31,6 +31,7 @@ fn accepted(mode: Mode, routes: &[&str]) -> Accepted {
         body: BodyRef::Own,
         body_hash: 0,
         resend_key: 0,
+        keeper: Keeper::Log,
     }
 }
 
@@ -60,6 +61,10 @@ fn discarded(route: &str) -> What {
 
 fn responded(status: u16) -> What {
     What::Responded { status, headers: vec![], body: BodyRef::None, len: 0 }
+}
+
+fn repeated() -> What {
+    What::Repeated { of: MessageId(uuid::Uuid::nil()) }
 }
 
 /// Every order of up to six facts, each fact also twice: always the same.
@@ -124,6 +129,9 @@ fn facts_make_the_status_in_any_order_and_repeated() {
         ("proxy unknown after all answered", vec![lone(), What::Unknown, responded(200)], S::Successful, true),
         ("proxy alone answered", vec![lone(), responded(200)], S::Successful, true),
         ("proxy sent again after a restart", vec![lone(), p(1, Delivered)], S::Successful, true),
+        ("repeats another", vec![queue(), repeated()], S::Successful, true),
+        ("repeats another, was tried", vec![queue(), p(1, Parked), s(1, Retry), repeated(), requeued("p")], S::Successful, true),
+        ("handed on to the broker", vec![queue(), What::Forwarded], S::Processing, false),
         ("no routes", vec![What::Accepted(Box::new(accepted(Mode::Queue, &[])))], S::Successful, true),
         (
             "refused",

@@ -6,7 +6,7 @@ use super::codec::{self, kind};
 use super::core::Core;
 use super::sql::FileError;
 use crate::engine::fact::{Fact, Seq};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, RwLock};
 
 /// Bytes of facts in one batch, about.
 const BYTES: usize = 1 << 20;
@@ -16,21 +16,19 @@ const SEGMENTS: usize = 64;
 /// Called on the writer's thread after each commit; does no more than wake somebody.
 pub type Wake = Arc<dyn Fn() + Send + Sync>;
 
-/// Who is woken.
+/// Who is woken: few, and from the start on.
 #[derive(Default)]
-pub struct Follower(OnceLock<Wake>);
+pub struct Follower(RwLock<Vec<Wake>>);
 
 impl Follower {
-    /// There is one; a second is not taken.
-    pub fn set(&self, wake: Wake) {
-        let _ = self.0.set(wake);
+    /// One more.
+    pub fn add(&self, wake: Wake) {
+        self.0.write().unwrap_or_else(|e| e.into_inner()).push(wake);
     }
 
     /// Something was committed.
     pub fn wake(&self) {
-        if let Some(wake) = self.0.get() {
-            wake();
-        }
+        self.0.read().unwrap_or_else(|e| e.into_inner()).iter().for_each(|wake| wake());
     }
 }
 

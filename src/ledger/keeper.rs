@@ -25,6 +25,8 @@ const COUNT_EVERY: Duration = Duration::from_secs(1);
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
 /// Connections for reading are closed when nobody has read for so long.
 const IDLE: Duration = Duration::from_secs(10);
+/// Time between notes of how far own records are shipped.
+const NOTE_SHIPPED: Duration = Duration::from_secs(10);
 /// Copies of the write-ahead log in a row, each shorter than the one before.
 const COPIES: u32 = 3;
 
@@ -42,6 +44,7 @@ pub struct Keeper {
     retention: retention::Retention,
     /// The newest log that is noted.
     noted: Option<Seq>,
+    shipped_noted: Instant,
 }
 
 impl Keeper {
@@ -54,6 +57,7 @@ impl Keeper {
             counted: None,
             retention: retention::Retention::default(),
             noted: None,
+            shipped_noted: Instant::now(),
         }
     }
 
@@ -63,6 +67,7 @@ impl Keeper {
             self.core.keeper_bell.wait(if self.core.is_tight() { HURRY } else { ROUND });
             self.copy_wal();
             self.note_newest();
+            self.note_shipped();
             self.core.watch_views();
             let sealed = self.seal();
             self.remove_transients();
@@ -101,6 +106,15 @@ impl Keeper {
             && self.core.note(|marks| marks.open.extend([first])).is_ok()
         {
             self.noted = newest;
+        }
+    }
+
+    /// Notes how far the other nodes have what this log wrote; closing does too.
+    fn note_shipped(&mut self) {
+        if self.shipped_noted.elapsed() >= NOTE_SHIPPED && self.core.shipping.upto() > self.core.marks().shipped {
+            // Not noted, a little is shipped again after a restart.
+            let _ = self.core.note(|_| {});
+            self.shipped_noted = Instant::now();
         }
     }
 

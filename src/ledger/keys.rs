@@ -109,8 +109,8 @@ fn highest(bucket: u64, buckets: u64) -> i64 {
     if bucket >= buckets { i64::MAX } else { lowest(bucket, buckets) - 1 }
 }
 
-/// The numbers stored under a hash.
-pub fn find(path: &Path, first: Seq, hash: i64) -> Result<Vec<Seq>, FileError> {
+/// The numbers stored under hashes, each with its hash.
+pub fn find(path: &Path, first: Seq, hashes: &[i64]) -> Result<Vec<(i64, Seq)>, FileError> {
     let damaged = || FileError::from(Damage("the file of keys does not match its checksum".into()));
     let mut file = File::open(path).map_err(|e| io_error(&e))?;
     let mut head = [0; HEAD];
@@ -120,20 +120,24 @@ pub fn find(path: &Path, first: Seq, hash: i64) -> Result<Vec<Seq>, FileError> {
     if word(0) != MAGIC || word(1) != first || buckets == 0 || buckets > count.max(1) {
         return Err(damaged());
     }
-    let b = bucket(hash, buckets);
-    let mut slots = [0; SLOT * 2];
-    file.read_exact_at(&mut slots, HEAD as u64 + b * SLOT as u64).map_err(|_| damaged())?;
-    let half = |i: usize| slots[i * 4..][..4].try_into().map(u32::from_le_bytes).unwrap_or(0);
-    let (from, sum, to) = (u64::from(half(0)), half(1), u64::from(half(2)));
-    if from > to || to > count || to - from > PER_BUCKET * 1024 {
-        return Err(damaged());
+    let mut found = Vec::new();
+    for hash in hashes {
+        let b = bucket(*hash, buckets);
+        let mut slots = [0; SLOT * 2];
+        file.read_exact_at(&mut slots, HEAD as u64 + b * SLOT as u64).map_err(|_| damaged())?;
+        let half = |i: usize| slots[i * 4..][..4].try_into().map(u32::from_le_bytes).unwrap_or(0);
+        let (from, sum, to) = (u64::from(half(0)), half(1), u64::from(half(2)));
+        if from > to || to > count || to - from > PER_BUCKET * 1024 {
+            return Err(damaged());
+        }
+        let mut entries = vec![0; (to - from) as usize * ENTRY];
+        let start = HEAD as u64 + (buckets + 1) * SLOT as u64 + from * ENTRY as u64;
+        file.read_exact_at(&mut entries, start).map_err(|_| damaged())?;
+        if xxh3_64(&entries) as u32 != sum {
+            return Err(damaged());
+        }
+        let same = entries.chunks_exact(ENTRY).filter(|e| e[..8] == hash.to_le_bytes());
+        found.extend(same.filter_map(|e| Some((*hash, first + u64::from(u32::from_le_bytes(e[8..].try_into().ok()?))))));
     }
-    let mut entries = vec![0; (to - from) as usize * ENTRY];
-    let start = HEAD as u64 + (buckets + 1) * SLOT as u64 + from * ENTRY as u64;
-    file.read_exact_at(&mut entries, start).map_err(|_| damaged())?;
-    if xxh3_64(&entries) as u32 != sum {
-        return Err(damaged());
-    }
-    let found = entries.chunks_exact(ENTRY).filter(|e| e[..8] == hash.to_le_bytes());
-    Ok(found.filter_map(|e| Some(first + u64::from(u32::from_le_bytes(e[8..].try_into().ok()?)))).collect())
+    Ok(found)
 }

@@ -6,7 +6,7 @@ use super::core::Core;
 use super::queue::{Delivering, Record};
 use super::sql::FileError;
 use super::ticket::{Promise, Ticket, Waiting};
-use crate::engine::fact::{Accepted, BodyRef, Seq, What};
+use crate::engine::fact::{Accepted, BodyRef, Keeper, Seq, What};
 use crate::engine::ports::{Append, BodyStream, Ended, Log, LogError, Unfinished};
 use crate::message::MessageId;
 use crate::telemetry::ledger as event;
@@ -222,7 +222,10 @@ impl Log for Ledger {
                 None => return Err(LogError::Failed("the ledger is closed".into())),
             };
             Ok(detail.and_then(|d| {
-                let accepted = d.accepted?;
+                let mut accepted = d.accepted?;
+                if d.facts.iter().any(|(_, fact)| matches!(fact.what, What::Forwarded)) {
+                    accepted.keeper = Keeper::Broker;
+                }
                 let progress = |name: &String| d.row.routes.iter().find(|(n, _)| n == name).map(|(_, p)| *p).unwrap_or_default();
                 let routes = accepted.routes.iter().map(progress).collect();
                 Some(Unfinished { seq: d.row.seq, accepted, routes })

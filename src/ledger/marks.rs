@@ -37,6 +37,12 @@ pub struct Marks {
     pub closed: BTreeMap<Seq, (u64, i64)>,
     /// Logs that were begun and are not closed: first numbers.
     pub open: BTreeSet<Seq>,
+    /// Everything that this log wrote itself, up to here, is with the other nodes.
+    pub shipped: Seq,
+    /// What was taken in from others from this log on is to be read again: one was damaged or lost.
+    pub reread: Option<Seq>,
+    /// Logs that are missing, for which that was done.
+    pub missed: BTreeSet<Seq>,
 }
 
 impl Marks {
@@ -49,6 +55,11 @@ impl Marks {
     pub fn forget(&mut self, first: Seq) {
         self.closed.remove(&first);
         self.open.remove(&first);
+    }
+
+    /// A log is lost, and with it what it had taken in from others.
+    pub fn lost(&mut self, first: Seq) {
+        self.reread = Some(self.reread.map_or(first, |known| known.min(first)));
     }
 
     /// Logs that should be there and are not among `there`: first number, and length where it is known. Rising.

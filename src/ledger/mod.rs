@@ -2,11 +2,15 @@
 //!
 //! - **Log**: [`writer`] commits what waits in [`queue`] in groups, one fsync each, into the active [`catalog::Segment`].
 //! - **Views**: [`folder`] reads the log and keeps, per segment, what searches need, by the rules of [`fold`].
+//! - **Replica**: [`ship`] tells other nodes what this log wrote; [`apply`] takes in, in rounds, what theirs did.
 //! - **Upkeep**: [`keeper`] copies write-ahead logs, completes closed segments, applies [`retention`].
 //!
 //! Files in `<store>/ledger/`: `log-<first>.db`, `view-<first>.db`, `filter-<first>.bin` (keys of a closed segment),
-//! `transient-<first>.db` (bodies of channels that keep none), `marks.json`, `quarantine/`.
+//! `transient-<first>.db` (bodies of channels that keep none), `marks.json`,
+//! `origin`, `quarantine/`.
 
+mod applied;
+mod apply;
 mod batch;
 mod bodies;
 mod carry;
@@ -24,18 +28,24 @@ mod homes;
 mod keeper;
 mod keys;
 mod log;
+mod lookup;
 mod marks;
 mod open;
+mod origin;
 mod pool;
 mod problems;
 mod query;
 mod queue;
 mod read;
 mod readers;
+mod recents;
 mod recover;
+mod replica;
 mod retention;
+mod round;
 mod scrub;
 mod search;
+mod ship;
 mod sql;
 mod statements;
 mod stats;
@@ -100,10 +110,10 @@ pub enum OpenError {
     File { file: PathBuf, source: FileError },
     /// A file was written by another release, whose tables differ. No file was changed.
     #[error(
-        "{file} was written by {}, with tables of version {found}; this is hie {}, which reads version {}; nothing was \
+        "{file} was written by {}, with tables of version {found}; this is hie {}, which reads versions {} to {}; nothing was \
          changed: start the release that wrote it, or name another store (node.store)",
         release.as_deref().map_or("another release of hie".into(), |r| format!("hie {r}")), env!("CARGO_PKG_VERSION"),
-        sql::TABLES_VERSION
+        sql::OLDEST_VERSION, sql::TABLES_VERSION
     )]
     Version { file: PathBuf, found: i64, release: Option<String> },
     /// Threads cannot be started.
@@ -137,6 +147,7 @@ pub struct Ledger {
     readers: Arc<readers::Readers>,
     idle: Mutex<Option<Idle>>,
     threads: Mutex<Threads>,
+    applier: apply::Applier,
     recovered: AtomicBool,
 }
 
@@ -153,12 +164,14 @@ impl Ledger {
             readers: Arc::new(readers::Readers::default()),
             idle: Mutex::new(Some(idle)),
             threads: Mutex::new(Threads::default()),
+            applier: apply::Applier::default(),
             recovered: AtomicBool::new(false),
         })
     }
 
     /// Tells every transaction that was not finished when the last run ended, parked ones included, rising by
-    /// sequence number. Proxy-mode transactions without a response are among them. Before [`Ledger::start`].
+    /// sequence number. Proxy-mode transactions without a response are among them; what other nodes accepted, or a queue of the broker
+    /// holds, is not. Before [`Ledger::start`].
     pub fn unfinished(&self, each: &mut dyn FnMut(Unfinished)) -> Result<(), FileError> {
         recover::unfinished(&self.core, &mut |first| self.rebuild(first), each)?;
         self.recovered.store(true, Ordering::Release);
@@ -214,7 +227,11 @@ impl Ledger {
     /// this fail.
     pub fn close(&self) {
         let mut threads = lock(&self.threads);
+        // It waits for the writer.
+        self.core.ending.store(true, Ordering::Release);
+        self.applier.close();
         self.core.queue.close();
+        self.core.shipping.close();
         // In this order: the folder sees all that the writer wrote, the keeper closes what the writer left.
         join(threads.writer.take());
         self.core.closing.store(true, Ordering::Release);
@@ -259,9 +276,9 @@ impl Ledger {
         self.core.committed()
     }
 
-    /// Who is called after each commit, on the writer's thread: it may do no more than wake a thread. The first one stays.
+    /// One more who is called after each commit, on the writer's thread: it may do no more than wake a thread.
     pub fn on_commit(&self, wake: Wake) {
-        self.core.follower.set(wake);
+        self.core.follower.add(wake);
     }
 
     /// What is wrong with the store, oldest first; empty when nothing is.

@@ -1,16 +1,19 @@
 //! Opening a ledger: which files there are, which of them are sound, where the numbers go on, and how far the views are.
 
+use super::applied;
 use super::catalog::{Segment, remove_files, scan, sync_dir, with_companions};
 use super::core::Core;
 use super::damage::{self, QUARANTINE};
 use super::folder::Folder;
 use super::keeper;
 use super::marks::Marks;
+use super::origin;
 use super::problems::Problems;
 use super::queue::Queue;
 use super::scrub;
 use super::sql::{self, FileError, Form};
 use super::transient::Transients;
+use super::version;
 use super::view::{get_meta, meta};
 use super::writer::{Active, checkpoint};
 use super::{OpenError, Options};
@@ -40,9 +43,15 @@ pub fn open(options: &Options) -> Result<Opened, OpenError> {
     make_dir(dir).map_err(failed)?;
     let mut marks = Marks::load(dir);
     let problems = Problems::default();
+    let (origin, made) = origin::load_or_make(dir).map_err(failed)?;
     let mut segments = Vec::new();
     let mut high = marks.high.max(highest_in_quarantine(dir).map_err(failed)?);
     let firsts = scan(dir, "log").map_err(failed)?;
+    if made {
+        // All that there is of it is new to the others.
+        marks.shipped = 0;
+        marks.save(dir).map_err(failed)?;
+    }
     for (i, &first) in firsts.iter().enumerate() {
         let segment = Segment::new(dir, first);
         match last_number(&segment.log) {
@@ -54,6 +63,7 @@ pub fn open(options: &Options) -> Result<Opened, OpenError> {
             Err(FileError::Damaged(d)) => {
                 high = high.max(highest_possible(&segment.log, first));
                 marks.forget(first);
+                marks.lost(first);
                 marks.save(dir).map_err(failed)?;
                 let moved = damage::set_aside(dir, &segment.files());
                 say(&problems, &segment.log, &d.0, moved)?;
@@ -61,16 +71,29 @@ pub fn open(options: &Options) -> Result<Opened, OpenError> {
             Err(e) => return Err(OpenError::File { file: segment.log, source: e }),
         }
     }
-    for (first, length) in marks.missing(&firsts) {
+    let missing = marks.missing(&firsts);
+    if missing.keys().any(|first| !marks.missed.contains(first)) || marks.missed.iter().any(|f| !missing.contains_key(f)) {
+        missing.keys().filter(|first| !marks.missed.contains(first)).copied().min().into_iter().for_each(|f| marks.lost(f));
+        marks.missed = missing.keys().copied().collect();
+        marks.save(dir).map_err(failed)?;
+    }
+    for (first, length) in missing {
         // Its numbers are not used again: other files may still refer to them.
         let length = length.unwrap_or_else(|| options.config.segment_size.as_u64().saturating_mul(2));
         high = high.max(first.saturating_add(length / LEAST_RECORD));
         damage::missing(&problems, &Segment::new(dir, first).log);
     }
-    let next = high + 1;
+    let short_lived = highest_transient(dir).map_err(failed)?;
+    if short_lived > high.max(marks.high) {
+        // They may be gone at the next start.
+        marks.high = short_lived;
+        marks.save(dir).map_err(failed)?;
+    }
+    let next = high.max(short_lived).max(marks.shipped) + 1;
     let transients = Transients::open(dir).map_err(failed)?;
     let limit = usize::try_from(options.writer_queue).unwrap_or(usize::MAX);
-    let core = Core::new(dir, options.config.clone(), Queue::new(next, limit), transients, problems, marks.clone());
+    let mut core = Core::new(dir, options.config.clone(), Queue::new(next, limit), transients, problems, marks.clone());
+    core.origin = origin;
     // The newest log goes on if it is sound; otherwise a fresh one begins above every number known.
     let newest_is_sound = segments.last().is_some_and(|s| Some(&s.first) == firsts.last());
     for segment in &segments {
@@ -95,6 +118,8 @@ pub fn open(options: &Options) -> Result<Opened, OpenError> {
     remove_strays(&core).map_err(failed)?;
     let unchecked = scrub::at_start(&core);
     let folder = views(&core, options, &marks)?;
+    applied::restore(&core, &active.segment, &active.conn)
+        .map_err(|e| OpenError::File { file: active.segment.log.clone(), source: e })?;
     Ok(Opened { core, active, folder, unchecked })
 }
 
@@ -135,7 +160,18 @@ fn last_number(log: &Path) -> Result<Seq, FileError> {
     for table in ["facts", "bodies"] {
         conn.query_row(&format!("SELECT min(seq) FROM {table}"), [], |_| Ok(()))?;
     }
-    Ok(sql::last_seq(&conn, "facts")?.max(sql::last_seq(&conn, "bodies")?))
+    Ok(sql::last_seq(&conn, "facts")?.max(sql::last_seq(&conn, "bodies")?).max(applied::last_piece(&conn)?))
+}
+
+/// The highest number in the short-lived files: pieces of bodies whose fact has not come are in no log, and their numbers may be known to
+/// other nodes.
+fn highest_transient(dir: &Path) -> std::io::Result<Seq> {
+    let last = |first: Seq| {
+        let conn = sql::open_reader(&dir.join(format!("transient-{first:020}.db")), Form::Transient, 64)?;
+        sql::last_seq(&conn, "bodies")
+    };
+    // One that is damaged is told when it is read.
+    Ok(scan(dir, "transient")?.into_iter().map(|first| last(first).unwrap_or(first)).max().unwrap_or(0))
 }
 
 /// Size of a file's write-ahead log.
@@ -187,6 +223,9 @@ fn remove_strays(core: &Core) -> std::io::Result<()> {
         let orphan = first.is_some_and(|first| core.catalog.at(first).is_none());
         if orphan || name.contains(".new") {
             remove_files(std::slice::from_ref(&path))?;
+        }
+        if name == sql::SPARE && version::is_old(&path, Form::Log) {
+            remove_files(&with_companions(&path))?;
         }
     }
     Ok(())

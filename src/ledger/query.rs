@@ -122,7 +122,7 @@ pub struct Row {
 
 impl From<ViewRow> for Row {
     fn from(row: ViewRow) -> Self {
-        let ViewRow { seq, id, head, fold } = row;
+        let ViewRow { seq, id, head, fold, .. } = row;
         Self {
             seq,
             id,

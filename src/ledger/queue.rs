@@ -3,9 +3,11 @@
 //! A record gets its sequence number here, under the lock, so that the order of the queue is the order of the log and
 //! a piece of a large body has its number before it is written.
 
+use super::applied::Notes;
 use super::codec::{BodyRow, FactRow};
 use super::ticket::Promise;
 use crate::engine::fact::{Accepted, Seq};
+use crate::engine::replica::Origin;
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -26,6 +28,17 @@ pub struct Delivering {
     pub body: Option<Bytes>,
 }
 
+/// What is to be known of a record that this log did not write of itself.
+#[derive(Default)]
+pub struct Elsewhere {
+    /// The log it comes from; [`HOUSEKEEPING`](super::origin::HOUSEKEEPING) for what this one writes again.
+    pub origin: Origin,
+    /// The round of applying it belongs to: where one record of it could not be written, no later one is. 0: none.
+    pub round: u64,
+    /// Goes into the same commit. A piece's own number is put into it when it is written.
+    pub notes: Notes,
+}
+
 /// One thing to write: a fact, a body, or both under the same number.
 #[derive(Default)]
 pub struct Record {
@@ -42,6 +55,8 @@ pub struct Record {
     pub body_len: u64,
     /// For a carried fact: the number it had.
     pub carried_from: Option<Seq>,
+    /// Nothing, for what this log writes of itself.
+    pub elsewhere: Option<Box<Elsewhere>>,
     pub deliver: Option<Delivering>,
     pub ticket: Option<Promise>,
     /// A piece's share of the memory for pieces; given back when the record is dropped.
@@ -49,6 +64,11 @@ pub struct Record {
 }
 
 impl Record {
+    /// The round of applying it belongs to.
+    pub fn round(&self) -> Option<u64> {
+        self.elsewhere.as_ref().map(|e| e.round).filter(|round| *round != 0)
+    }
+
     /// Memory it holds.
     pub fn bytes(&self) -> usize {
         let fact = self.fact.as_ref().map_or(0, |f| f.data.len());

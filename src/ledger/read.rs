@@ -1,9 +1,11 @@
 //! Reading single facts and bodies back. Blocking.
 
-use super::codec;
+use super::codec::{self, BodyRow, Codec};
 use super::core::Core;
+use super::origin::HOUSEKEEPING;
 use super::sql::{Damage, FileError, Form, to_sql};
 use crate::engine::fact::{Accepted, BodyRef, Fact, Seq, What};
+use crate::engine::replica::Origin;
 use crate::message::MessageId;
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, Row};
@@ -57,6 +59,28 @@ pub fn accepted(core: &Core, seq: Seq) -> Result<Option<Box<Accepted>>, FileErro
     }))
 }
 
+/// The log from which the fact under `seq` was applied; `None`: it is this one's own, or not stored.
+pub fn origin(core: &Core, seq: Seq) -> Result<Option<Origin>, FileError> {
+    let Some(segment) = core.catalog.holding(seq) else { return Ok(None) };
+    core.with_log(&segment, |conn| {
+        let sql = format!("SELECT {} FROM facts WHERE seq = ?1", super::sql::origin_column(conn)?);
+        let found: Option<Option<i64>> = conn.prepare_cached(&sql)?.query_row([to_sql(seq)], |r| r.get(0)).optional()?;
+        Ok(found.flatten().map(|o| o as Origin).filter(|o| *o != HOUSEKEEPING))
+    })
+}
+
+/// A stored body as it is; `None` when it has a form that this release does not know.
+pub fn packed(row: &Row<'_>, first: usize) -> rusqlite::Result<Option<BodyRow>> {
+    let codec = match row.get::<_, i64>(first)? {
+        0 => Codec::Plain,
+        1 => Codec::Zstd,
+        _ => return Ok(None),
+    };
+    let len = row.get::<_, i64>(first + 1)?;
+    let data = Bytes::copy_from_slice(row.get_ref(first + 3)?.as_blob()?);
+    Ok(usize::try_from(len).ok().map(|len| BodyRow { codec, len, sum: row.get(first + 2).unwrap_or(0), data }))
+}
+
 /// One row of bodies.
 fn body_on(conn: &Connection, seq: Seq) -> Result<Option<Bytes>, FileError> {
     let mut statement = conn.prepare_cached("SELECT codec, len, sum, data FROM bodies WHERE seq = ?1")?;
@@ -67,6 +91,22 @@ fn body_on(conn: &Connection, seq: Seq) -> Result<Option<Bytes>, FileError> {
         })
         .optional()?;
     Ok(found.transpose()?)
+}
+
+/// As [`piece`], packed as it is; `None` when it has a form that this release does not know.
+pub fn packed_piece(core: &Core, seq: Seq, transient: bool) -> Result<Option<BodyRow>, ReadError> {
+    let read = |conn: &Connection| {
+        let mut statement = conn.prepare_cached("SELECT codec, len, sum, data FROM bodies WHERE seq = ?1")?;
+        Ok(statement.query_row([to_sql(seq)], |r| packed(r, 0)).optional()?)
+    };
+    let found = if transient {
+        let path = core.transients.path_of(seq).ok_or(ReadError::Gone)?;
+        core.pool.with(&path, Form::Transient, || core.transients.has(&path), read)?
+    } else {
+        let segment = core.catalog.holding(seq).ok_or(ReadError::Gone)?;
+        core.with_log(&segment, read)?
+    };
+    found.ok_or(ReadError::Gone)
 }
 
 /// One stored piece: the body under `seq`, in the log or (`transient`) in the short-lived files.

@@ -1,14 +1,13 @@
 //! What the engine needs at start: the unfinished transactions, and the latest messages for the resend window. Both come
 //! from the views, which are up to date by then, so that the time depends on what is pending, not on what is stored.
 
-use super::carry;
 use super::catalog::Segment;
 use super::codec::kind;
 use super::core::{Core, now_ms};
 use super::read;
-use super::sql::{FileError, to_sql};
+use super::sql::{FileError, from_sql, to_sql};
 use super::view;
-use super::view_row::ViewRow;
+use super::view_row::{ViewRow, flag};
 use crate::engine::fact::{BodyRef, Seq, What};
 use crate::engine::ports::{Recent, Unfinished};
 use crate::message::MessageId;
@@ -41,7 +40,13 @@ fn mending<T>(rebuild: Rebuild<'_>, segment: &Segment, read: impl Fn() -> Result
 
 /// Numbers of a segment's unfinished transactions, each after the number under which it was first accepted.
 fn by_arrival(core: &Core, segment: &Segment) -> Result<Vec<(Seq, Seq)>, FileError> {
-    let open = carry::open(core, segment, false)?;
+    // What another node accepted, or a queue of the broker holds, is no work of this log's; its short-lived bodies are held all the same.
+    let mut open = core.with_view(segment, |conn| {
+        let mut open = conn.prepare("SELECT seq FROM tx WHERE open = 1 AND (flags & ?1 = 0 OR flags & ?2 <> 0)")?;
+        let seqs = open.query_map([flag::APPLIED | flag::BROKER, flag::STORAGE], |r| r.get(0).map(from_sql))?;
+        Ok(seqs.collect::<Result<Vec<Seq>, _>>()?)
+    })?;
+    open.retain(|seq| core.homes.now(*seq) == *seq);
     core.with_log(segment, |conn| {
         let mut carried = conn.prepare("SELECT 1 FROM facts WHERE seq = ?1 AND kind = ?2")?;
         let mut found = Vec::with_capacity(open.len());
@@ -58,7 +63,7 @@ fn by_arrival(core: &Core, segment: &Segment) -> Result<Vec<(Seq, Seq)>, FileErr
     })
 }
 
-/// Every unfinished transaction, in the order in which they first arrived: carrying gives the oldest the youngest numbers.
+/// Every unfinished transaction that this log is to see through, in the order in which they first arrived: carrying gives the oldest the youngest numbers.
 /// Those whose accept fact cannot be read are told as problems.
 pub fn unfinished(core: &Core, rebuild: Rebuild<'_>, each: &mut dyn FnMut(Unfinished)) -> Result<(), FileError> {
     let mut order = Vec::new();
@@ -89,7 +94,9 @@ pub fn unfinished(core: &Core, rebuild: Rebuild<'_>, each: &mut dyn FnMut(Unfini
         }
         let mut routes = row.fold.progress();
         routes.truncate(accepted.routes.len());
-        each(Unfinished { seq, accepted, routes });
+        if !row.applied && !row.fold.broker {
+            each(Unfinished { seq, accepted, routes });
+        }
     }
     Ok(())
 }
@@ -104,42 +111,40 @@ pub fn recent(core: &Core, rebuild: Rebuild<'_>, each: &mut dyn FnMut(Recent)) -
     let window = i64::try_from(core.config.resend_window.as_millis()).unwrap_or(i64::MAX);
     let since = now_ms().saturating_sub(window);
     let mut wanted = core.config.resend_entries;
-    // Newest first, to find where the window begins.
+    // Newest first, to find where the window begins. Carried messages, and those of other nodes that come late, are older than their
+    // neighbours: they are passed over, and only a segment that holds nothing so young is not gone through.
     let mut parts: Vec<(std::sync::Arc<Segment>, Seq)> = Vec::new();
     for segment in core.catalog.all().into_iter().rev() {
         if wanted == 0 {
             break;
         }
-        let (from, found, reached) = mending(rebuild, &segment, || {
+        let (from, found) = mending(rebuild, &segment, || {
             core.with_view(&segment, |conn| {
-                let mut statement = conn.prepare(&format!("SELECT seq, at FROM tx WHERE {ACKNOWLEDGED} ORDER BY seq DESC"))?;
-                let mut rows = statement.query([])?;
-                let (mut from, mut found, mut reached) = (Seq::MAX, 0, false);
+                if view::get_meta::<i64>(conn, view::meta::HIGHEST_AT)?.is_none_or(|highest| highest < since) {
+                    return Ok((Seq::MAX, 0));
+                }
+                let mut statement =
+                    conn.prepare(&format!("SELECT seq FROM tx WHERE at >= ?1 AND {ACKNOWLEDGED} ORDER BY seq DESC LIMIT ?2"))?;
+                let mut rows = statement.query([since, i64::try_from(wanted).unwrap_or(i64::MAX)])?;
+                let (mut from, mut found) = (Seq::MAX, 0);
                 while let Some(row) = rows.next()? {
-                    if found >= wanted || row.get::<_, i64>(1)? < since {
-                        reached = true;
-                        break;
-                    }
-                    from = super::sql::from_sql(row.get(0)?);
+                    from = from_sql(row.get(0)?);
                     found += 1;
                 }
-                Ok((from, found, reached))
+                Ok((from, found))
             })
         })?;
         parts.push((segment, from));
         wanted -= found;
-        if reached {
-            break;
-        }
     }
     for (segment, from) in parts.into_iter().rev().filter(|(_, from)| *from != Seq::MAX) {
         // Collected first: a view that turns out to be damaged on the way is read from its beginning again.
         let found = mending(rebuild, &segment, || {
             core.with_view(&segment, |conn| {
                 let mut statement = conn.prepare(&format!(
-                    "SELECT resend, hash, id, at, seq FROM tx WHERE seq >= ?1 AND {ACKNOWLEDGED} ORDER BY seq"
+                    "SELECT resend, hash, id, at, seq FROM tx WHERE seq >= ?1 AND at >= ?2 AND {ACKNOWLEDGED} ORDER BY seq"
                 ))?;
-                let mut rows = statement.query([to_sql(from)])?;
+                let mut rows = statement.query([to_sql(from), since])?;
                 let mut found = Vec::new();
                 while let Some(row) = rows.next()? {
                     let hash: Option<[u8; 16]> = row.get(1)?;
@@ -148,7 +153,7 @@ pub fn recent(core: &Core, rebuild: Rebuild<'_>, each: &mut dyn FnMut(Recent)) -
                         key: row.get::<_, i64>(0)? as u64,
                         body_hash: hash.map_or(0, u128::from_be_bytes),
                         id: MessageId(uuid::Uuid::from_bytes(id)),
-                        seq: super::sql::from_sql(row.get(4)?),
+                        seq: from_sql(row.get(4)?),
                         at_ms: row.get(3)?,
                     });
                 }

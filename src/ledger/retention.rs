@@ -145,6 +145,7 @@ fn remove(core: &Core, segment: &Arc<Segment>) -> Result<(), FileError> {
         marks.open.retain(|first| *first > segment.first);
     };
     let noted = core.note(forget);
+    core.shipping.gone(core, segment);
     core.catalog.remove(segment.first);
     segment.set_gone();
     core.pool.forget(&segment.log);

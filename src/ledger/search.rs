@@ -4,11 +4,11 @@ use super::catalog::Segment;
 use super::codec::body_of;
 use super::core::Core;
 use super::damage;
-use super::keys;
+use super::lookup;
 use super::query::{Detail, Query, Refused, Row, SearchError};
 use super::read;
 use super::recover;
-use super::sql::{FileError, from_sql, to_sql};
+use super::sql::{FileError, to_sql};
 use super::text;
 use super::view::{self, Key, NameCache, key_hash, meta};
 use super::view_row::{ViewRow, flag, status_number};
@@ -128,33 +128,11 @@ fn hashes(query: &Query) -> Vec<i64> {
     hashes
 }
 
-/// Numbers under a key in one segment, rising.
-fn numbers(core: &Core, segment: &Segment, hash: i64) -> Result<Vec<Seq>, FileError> {
-    if segment.is_sealed() && segment.filter.exists() {
-        match keys::find(&segment.filter, segment.first, hash) {
-            Ok(found) => return Ok(found),
-            Err(e) if segment.is_gone() => return Err(e),
-            // The view still has the runs that the file was made of.
-            Err(e) => damage::keys(core, segment, &e),
-        }
-    }
-    core.with_view(segment, |conn| {
-        let runs: i64 = conn.query_row("SELECT coalesce(max(run), 0) FROM keys", [], |r| r.get(0))?;
-        let mut statement = conn.prepare("SELECT seq FROM keys WHERE run = ?1 AND hash = ?2")?;
-        let mut found = Vec::new();
-        for run in 0..=runs {
-            for seq in statement.query_map([run, hash], |r| r.get(0).map(from_sql))? {
-                found.push(seq?);
-            }
-        }
-        found.sort_unstable();
-        found.dedup();
-        Ok(found)
-    })
-}
-
 fn keyed(core: &Core, segment: &Segment, hash: i64, finding: &mut Finding<'_>) -> Result<(), SearchError> {
-    for seq in numbers(core, segment, hash)?.into_iter().rev() {
+    let mut seqs: Vec<Seq> = lookup::numbers(core, segment, &[hash])?.into_iter().map(|(_, seq)| seq).collect();
+    seqs.sort_unstable();
+    seqs.dedup();
+    for seq in seqs.into_iter().rev() {
         if finding.is_full() {
             break;
         }

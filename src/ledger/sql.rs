@@ -15,8 +15,10 @@ pub enum Form {
     Transient = 0x6869_6554,
 }
 
-/// Version of the tables (`PRAGMA user_version`).
-pub const TABLES_VERSION: i64 = 1;
+/// Version of the tables (`PRAGMA user_version`). 2: where a record comes from, and how far other logs are taken in.
+pub const TABLES_VERSION: i64 = 2;
+/// The oldest version that is read. A closed log keeps its own for ever; the newest one is brought up to date at start.
+pub const OLDEST_VERSION: i64 = 1;
 
 /// Page size of logs. Larger pages need fewer writes for a large group, smaller ones less for a single message.
 pub const LOG_PAGE: u32 = 8192;
@@ -24,14 +26,20 @@ pub const LOG_PAGE: u32 = 8192;
 pub const SPARE: &str = "spare.db";
 const VIEW_PAGE: u32 = 4096;
 
+// `origin` is absent (which costs a byte) in what this log wrote of itself. Before `data`, so that it is found without reading that.
 const LOG_TABLES: &str = "
     CREATE TABLE facts(seq INTEGER PRIMARY KEY, id BLOB NOT NULL, home INTEGER NOT NULL, at INTEGER NOT NULL,
-                       kind INTEGER NOT NULL, data BLOB NOT NULL);
+                       kind INTEGER NOT NULL, origin INTEGER, data BLOB NOT NULL);
     CREATE TABLE bodies(seq INTEGER PRIMARY KEY, codec INTEGER NOT NULL, len INTEGER NOT NULL, sum INTEGER NOT NULL,
-                        data BLOB NOT NULL);";
+                        origin INTEGER, data BLOB NOT NULL);";
 const TRANSIENT_TABLES: &str = "
     CREATE TABLE bodies(seq INTEGER PRIMARY KEY, codec INTEGER NOT NULL, len INTEGER NOT NULL, sum INTEGER NOT NULL,
-                        data BLOB NOT NULL);";
+                        origin INTEGER, data BLOB NOT NULL);";
+/// How far other logs are taken in (origin 0: the offset in the stream), and their pieces whose fact is still to come.
+const TAKEN_TABLES: &str = "
+    CREATE TABLE taken(origin INTEGER PRIMARY KEY, seq INTEGER NOT NULL);
+    CREATE TABLE pieces(origin INTEGER NOT NULL, seq INTEGER NOT NULL, here INTEGER NOT NULL, transient INTEGER NOT NULL,
+                        at INTEGER NOT NULL, PRIMARY KEY(origin, seq)) WITHOUT ROWID;";
 
 /// A stored file or row that cannot be what we wrote. The text has no content in it.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -141,7 +149,7 @@ pub fn create_log(path: &Path, form: Form, wal: u64) -> Result<(), FileError> {
     let dir = path.parent().unwrap_or(Path::new("."));
     let spare = dir.join(SPARE);
     if !spare.exists() {
-        return create(path, form, LOG_PAGE, LOG_TABLES, wal);
+        return create(path, form, LOG_PAGE, &log_tables(), wal);
     }
     // Its write-ahead log first: by itself it is nothing.
     let both = with_companions(&spare).into_iter().zip(with_companions(path)).take(2).rev();
@@ -151,10 +159,40 @@ pub fn create_log(path: &Path, form: Form, wal: u64) -> Result<(), FileError> {
     sync_dir(dir).map_err(|e| io_error(&e))
 }
 
+fn log_tables() -> String {
+    format!("{LOG_TABLES}{TAKEN_TABLES}")
+}
+
+/// Which version the tables of an open file have.
+fn version(conn: &Connection) -> rusqlite::Result<i64> {
+    conn.prepare_cached("PRAGMA user_version")?.query_row([], |r| r.get(0))
+}
+
+/// The expression for where a record comes from: closed logs of version 1 do not say it, and have nothing from elsewhere.
+pub fn origin_column(conn: &Connection) -> rusqlite::Result<&'static str> {
+    Ok(if version(conn)? == OLDEST_VERSION { "NULL" } else { "origin" })
+}
+
+/// Does this log say how far others are taken in?
+pub fn has_taken(conn: &Connection) -> rusqlite::Result<bool> {
+    Ok(version(conn)? > OLDEST_VERSION)
+}
+
+/// Brings the tables of the log that will be written up to date.
+pub fn upgrade(conn: &Connection) -> Result<(), FileError> {
+    if version(conn)? == OLDEST_VERSION {
+        conn.execute_batch(&format!(
+            "BEGIN IMMEDIATE; ALTER TABLE facts ADD COLUMN origin INTEGER; ALTER TABLE bodies ADD COLUMN origin INTEGER;
+             {TAKEN_TABLES} PRAGMA user_version={TABLES_VERSION}; COMMIT;"
+        ))?;
+    }
+    Ok(())
+}
+
 /// Makes the log that the next segment will take, so that beginning a segment does not hold up commits.
 pub fn create_spare(dir: &Path, wal: u64) -> Result<(), FileError> {
     let spare = dir.join(SPARE);
-    if spare.exists() { Ok(()) } else { create(&spare, Form::Log, LOG_PAGE, LOG_TABLES, wal) }
+    if spare.exists() { Ok(()) } else { create(&spare, Form::Log, LOG_PAGE, &log_tables(), wal) }
 }
 
 /// Opens a log or a file of transient bodies for writing.
@@ -208,13 +246,13 @@ fn common(conn: &Connection, cache_kib: i64) -> Result<(), FileError> {
 
 fn check(conn: &Connection, form: Form) -> Result<(), FileError> {
     let id: i64 = conn.query_row("PRAGMA application_id", [], |r| r.get(0))?;
-    let version: i64 = conn.query_row("PRAGMA user_version", [], |r| r.get(0))?;
+    let version = version(conn)?;
     if id != form as i64 {
         return Err(Damage("not a file of this ledger (its application id is another)".into()).into());
     }
     // Logs of another release were looked for before any file was opened; a view of one is made again.
-    if version != TABLES_VERSION {
-        return Err(Damage(format!("its tables have version {version}; this release reads {TABLES_VERSION}")).into());
+    if !(OLDEST_VERSION..=TABLES_VERSION).contains(&version) {
+        return Err(Damage(format!("its tables have version {version}; this release reads up to {TABLES_VERSION}")).into());
     }
     Ok(())
 }

@@ -111,6 +111,27 @@ impl Transients {
         }
     }
 
+    /// Pieces of an earlier run, of messages still to come from other nodes.
+    pub fn stage(&self, pieces: impl Iterator<Item = Seq>) {
+        let mut inner = self.lock();
+        for seq in pieces {
+            if let Some((_, file)) = inner.file_of(seq) {
+                file.staged.insert(seq);
+                file.last_piece = Some(Instant::now());
+            }
+        }
+    }
+
+    /// The files in which numbers after `after` up to `until` may lie.
+    pub fn between(&self, after: Seq, until: Seq) -> Vec<PathBuf> {
+        if !self.any.load(Ordering::Acquire) {
+            return Vec::new();
+        }
+        let inner = self.lock();
+        let files = inner.files.range(..=until).filter(|(_, f)| f.last > after || f.current);
+        files.map(|(_, f)| f.path.clone()).collect()
+    }
+
     /// Are all these bytes still there?
     pub fn has_all(&self, seqs: &[Seq]) -> bool {
         let mut inner = self.lock();

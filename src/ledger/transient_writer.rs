@@ -1,5 +1,6 @@
 //! Writes short-lived bodies: before the log's commit of the same group, so that no durable fact lacks its body.
 
+use super::codec::BodyRow;
 use super::core::{Core, Sealing};
 use super::queue::Queued;
 use super::sql::{self, FileError, Form, to_sql};
@@ -47,10 +48,13 @@ impl TransientWriter {
         let mut last = 0;
         let mut pieces = Vec::new();
         {
-            let mut insert = transaction
-                .prepare_cached("INSERT OR REPLACE INTO bodies(seq, codec, len, sum, data) VALUES(?1, ?2, ?3, ?4, ?5)")?;
+            let mut insert = transaction.prepare_cached(
+                "INSERT OR REPLACE INTO bodies(seq, codec, len, sum, origin, data) VALUES(?1, ?2, ?3, ?4, ?5, ?6)",
+            )?;
             for (record, body) in bodies {
-                insert.execute(params![to_sql(record.seq), body.codec as i64, body.len as i64, body.sum, &*body.data])?;
+                let BodyRow { codec, len, sum, data } = body;
+                let origin = record.elsewhere.as_ref().map(|e| e.origin as i64);
+                insert.execute(params![to_sql(record.seq), *codec as i64, *len as i64, sum, origin, &**data])?;
                 open.bytes += body.data.len() as u64;
                 last = record.seq;
                 if record.fact.is_none() {

@@ -3,10 +3,12 @@
 use super::OpenError;
 use super::catalog::scan;
 use super::marks;
-use super::sql::{Form, SPARE, TABLES_VERSION};
+use super::sql::{Form, OLDEST_VERSION, SPARE, TABLES_VERSION};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+/// Versions that this release reads.
+const READ: std::ops::RangeInclusive<i64> = OLDEST_VERSION..=TABLES_VERSION;
 /// A release has a number of this size; anything else in that place is damage.
 const PLAUSIBLE: std::ops::RangeInclusive<i64> = 1..=9_999;
 
@@ -23,11 +25,16 @@ pub fn check(dir: &Path) -> Result<(), OpenError> {
         files.extend(firsts.iter().map(|first| (dir.join(format!("{prefix}-{first:020}.db")), form)));
     }
     for (file, form) in files {
-        if let Some(found) = version(&file, form).filter(|v| *v != TABLES_VERSION && PLAUSIBLE.contains(v)) {
+        if let Some(found) = version(&file, form).filter(|v| !READ.contains(v) && PLAUSIBLE.contains(v)) {
             return Err(OpenError::Version { file, found, release: marks::release(dir) });
         }
     }
     Ok(())
+}
+
+/// Is this file of an older version than what is written now?
+pub fn is_old(file: &Path, form: Form) -> bool {
+    version(file, form).is_some_and(|v| v < TABLES_VERSION)
 }
 
 /// `user_version` of a file that is one of ours by its `application_id` (SQLite file format, 1.3: at 60 and 68, big

@@ -212,7 +212,7 @@ impl View {
 }
 
 fn put_row(statement: &mut Statement<'_>, row: &ViewRow, name: &mut Names<'_, '_>) -> Result<usize, FileError> {
-    let ViewRow { seq, id, head, fold } = row;
+    let ViewRow { seq, id, head, fold, .. } = row;
     let routes = pack_routes(*seq, &fold.routes, |n| name.number(n))?;
     let facts = pack_facts(*seq, &fold.facts);
     let hash = (head.resend_key != 0).then(|| head.body_hash.to_be_bytes());

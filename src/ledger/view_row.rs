@@ -19,6 +19,12 @@ pub mod flag {
     pub const PROTOCOL_SHIFT: i64 = 8;
     /// Storage mode `none`: kept for recovery and the resend window, never shown.
     pub const HIDDEN: i64 = 1024;
+    /// A queue of the broker holds it.
+    pub const BROKER: i64 = 2048;
+    /// It repeats another transaction.
+    pub const REPEATED: i64 = 4096;
+    /// Accepted on another node.
+    pub const APPLIED: i64 = 8192;
 }
 
 /// What the accept fact (or the refusal) says; empty for a row that another fact made.
@@ -88,11 +94,13 @@ pub struct ViewRow {
     pub id: MessageId,
     pub head: Head,
     pub fold: Folded,
+    /// Accepted on another node, whose work it is.
+    pub applied: bool,
 }
 
 impl ViewRow {
     pub fn new(seq: Seq, id: MessageId) -> Self {
-        Self { seq, id, head: Head::default(), fold: Folded::default() }
+        Self { seq, id, head: Head::default(), fold: Folded::default(), applied: false }
     }
 
     pub fn flags(&self) -> i64 {
@@ -112,6 +120,9 @@ impl ViewRow {
             | bit(fold.refused, flag::REFUSED)
             | (protocol << flag::PROTOCOL_SHIFT)
             | bit(fold.storage == Storage::None, flag::HIDDEN)
+            | bit(fold.broker, flag::BROKER)
+            | bit(fold.repeated, flag::REPEATED)
+            | bit(self.applied, flag::APPLIED)
     }
 
     /// Puts the bits of the column `flags` back.
@@ -128,6 +139,9 @@ impl ViewRow {
         self.fold.resent = has(flag::RESENT);
         self.fold.unknown = has(flag::UNKNOWN);
         self.fold.refused = has(flag::REFUSED);
+        self.fold.broker = has(flag::BROKER);
+        self.fold.repeated = has(flag::REPEATED);
+        self.applied = has(flag::APPLIED);
         self.head.control_id_reused = has(flag::CONTROL_ID_REUSED);
         self.head.protocol = match (flags & flag::PROTOCOL) >> flag::PROTOCOL_SHIFT {
             1 => Some(Protocol::Mllp),
@@ -283,6 +297,9 @@ mod tests {
         row.fold.proxy = true;
         row.head.protocol = Some(Protocol::File);
         row.head.control_id_reused = true;
+        row.fold.broker = true;
+        row.fold.repeated = true;
+        row.applied = true;
         let mut back = ViewRow::new(1, row.id);
         back.set_flags(row.flags());
         assert_eq!(back, row);

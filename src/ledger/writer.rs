@@ -2,6 +2,7 @@
 //! on in log order, and then tells the waiters.
 
 use super::catalog::Segment;
+use super::codec::kind;
 use super::core::{Core, Sealing, now_ms};
 use super::failure::Failure;
 use super::gather::Gather;
@@ -12,6 +13,7 @@ use super::ticket;
 use super::transient_writer::TransientWriter;
 use crate::engine::fact::Seq;
 use crate::engine::ports::{CommitSink, Committed, LogError};
+use crate::message::MessageId;
 use crate::telemetry::ledger as event;
 use rusqlite::Connection;
 use std::collections::VecDeque;
@@ -47,10 +49,15 @@ impl Active {
             Some(known) if known.first == first => known,
             _ => Arc::new(Segment::new(&core.dir, first)),
         };
-        if !segment.log.exists() {
+        let fresh = !segment.log.exists();
+        if fresh {
             sql::create_log(&segment.log, Form::Log, core.wal_limit())?;
         }
         let conn = sql::open_log(&segment.log, Form::Log, CACHE_KIB)?;
+        sql::upgrade(&conn)?;
+        if fresh {
+            core.applied.copy_into(&conn)?;
+        }
         // What is overwritten again and again is quicker to sync: it is shortened only when it has grown far.
         sql::shorten(&conn, core.wal_limit() * 2)?;
         let bytes = segment.log.metadata().map_or(0, |m| m.len());
@@ -205,6 +212,9 @@ impl Writer {
                 self.failure.over(&self.core);
                 self.reopened = 0;
                 event::Committed { records: group.len(), took: began.elapsed() }.emit();
+                if let Some(notes) = statements.take_notes() {
+                    self.core.applied.merge(notes);
+                }
                 self.publish(group);
                 self.core.queue.release(held);
                 Ok(())
@@ -264,6 +274,10 @@ impl Writer {
                 batch.push(Committed { seq: record.seq, accepted: *d.accepted, body: d.body });
             }
         }
+        // First: nobody writes of a message that he cannot have heard of.
+        if self.core.recents.is_on() {
+            self.remember(&group);
+        }
         self.core.committed.store(last, Ordering::Release);
         if !batch.is_empty() {
             self.sink.committed(batch);
@@ -272,6 +286,13 @@ impl Writer {
         self.gather.told(told);
         self.core.folder_bell.ring();
         self.core.follower.wake();
+    }
+
+    /// Own messages, for what other nodes write of them.
+    fn remember(&self, group: &[Queued]) {
+        let own = group.iter().filter(|r| r.elsewhere.is_none()).filter_map(|r| Some((r.seq, r.fact.as_ref()?)));
+        let new = own.filter(|(_, fact)| matches!(fact.kind, kind::ACCEPTED | kind::REFUSED));
+        self.core.recents.add(new.map(|(seq, fact)| (MessageId(uuid::Uuid::from_bytes(fact.id)), seq)));
     }
 
     /// Keeps the write-ahead log short. Copying is the housekeeper's work; only the last frames, and beginning anew,

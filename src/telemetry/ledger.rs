@@ -42,6 +42,9 @@ static DAMAGED: LazyLock<Counter> = LazyLock::new(|| counter("ledger_damage", "D
 static REBUILT: LazyLock<Counter> = LazyLock::new(|| counter("ledger_views_rebuilt", "Views made again from the log"));
 static FOLDED: LazyLock<Counter<u64, AtomicU64>> = LazyLock::new(|| counter("ledger_folded", "Facts folded into the views"));
 
+static APPLIED: LazyLock<Counter<u64, AtomicU64>> =
+    LazyLock::new(|| counter("ledger_applied", "Records of other nodes taken into the log"));
+
 /// Registers the metrics that nothing has touched yet: alert rules refer to them.
 pub(super) fn touch() {
     for counter in [&COMMITS, &RECORDS, &COMMIT_FAILURES, &LOST_LATER, &SPACE_STOPS, &REMOVED, &CARRIED, &DAMAGED, &REBUILT] {
@@ -52,6 +55,7 @@ pub(super) fn touch() {
     }
     LazyLock::force(&COMMIT_SECONDS);
     LazyLock::force(&FOLDED);
+    LazyLock::force(&APPLIED);
 }
 
 /// One commit of the log. Metric only.
@@ -188,6 +192,43 @@ impl DamageAgain<'_> {
         } else {
             DAMAGED.inc();
         }
+    }
+}
+
+/// Records of other nodes were taken in. Metric only.
+pub struct Applied {
+    pub records: u64,
+}
+
+impl Applied {
+    pub fn emit(self) {
+        APPLIED.inc_by(self.records);
+    }
+}
+
+/// A log is lost, with what it had taken in from other nodes.
+pub struct ReadAgain {
+    /// First number of the log.
+    pub lost: u64,
+    /// Where reading begins; `None`: at the stream's beginning.
+    pub offset: Option<u64>,
+}
+
+impl ReadAgain {
+    pub fn emit(self) {
+        let (lost, offset) = (self.lost, self.offset.map_or_else(|| "first".to_owned(), |o| o.to_string()));
+        tracing::warn!(lost, offset, "a log is lost: what other nodes wrote since is read again from the stream");
+    }
+}
+
+/// Own records left the ledger before other nodes had them.
+pub struct Unshipped {
+    pub first: u64,
+}
+
+impl Unshipped {
+    pub fn emit(self) {
+        tracing::warn!(first = self.first, "records left the ledger before the broker had them: other nodes do not find them");
     }
 }
 

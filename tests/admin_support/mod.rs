@@ -12,7 +12,7 @@ use hie::{
     channel::{Channel, Mode, Storage},
     engine::{
         directory::Directory,
-        fact::{Accepted, Attempt, BodyRef, Fact, Outcome, Seq, Status, What},
+        fact::{Accepted, Attempt, BodyRef, Fact, Keeper, Outcome, Seq, Status, What},
         ports::{BodyStream, Control, ControlError, NotReady, RouteStatus},
     },
     message::{
@@ -248,6 +248,7 @@ impl FakeRecords {
             body: self.put(base, body),
             body_hash: 1,
             resend_key: 1,
+            keeper: Keeper::Log,
         };
         let attempt = |seq: Seq, route: &str, number, outcome, status, ack: &str, error: &str, answer: &[u8]| {
             let response = if answer.is_empty() { BodyRef::None } else { self.put(seq, answer) };

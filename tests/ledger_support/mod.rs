@@ -1,11 +1,13 @@
 //! What the ledger's tests share.
 #![allow(dead_code)] // each test file uses its part
 
+pub mod stream;
+
 use bytes::Bytes;
 use futures_util::StreamExt;
 use hie::channel::{Mode, Storage};
 use hie::config;
-use hie::engine::fact::{Accepted, Attempt, BodyRef, Fact, Outcome, Seq, What};
+use hie::engine::fact::{Accepted, Attempt, BodyRef, Fact, Keeper, Outcome, Seq, What};
 use hie::engine::ports::{Append, CommitSink, Committed, Log, LogError, Unfinished};
 use hie::ledger::{Ledger, Options};
 use hie::message::{Envelope, MessageId, Protocol};
@@ -96,6 +98,7 @@ pub fn message(n: usize, len: usize) -> Message {
         body: BodyRef::Own,
         body_hash: n as u128,
         resend_key: n as u64 + 1,
+        keeper: Keeper::Log,
     };
     Message { id, accepted, body: Some(body) }
 }
@@ -173,4 +176,22 @@ pub fn files(dir: &Path, prefix: &str) -> Vec<std::path::PathBuf> {
         .collect();
     found.sort();
     found
+}
+
+/// A small file system of its own.
+pub struct SmallDisk(pub std::path::PathBuf);
+
+impl SmallDisk {
+    /// `None`: that needs root.
+    pub fn mount(dir: &Path, mib: u32) -> Option<Self> {
+        let done =
+            std::process::Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs"]).arg(dir).status();
+        done.is_ok_and(|s| s.success()).then(|| Self(dir.to_owned()))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
+    }
 }

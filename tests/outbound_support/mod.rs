@@ -6,7 +6,7 @@ use futures_util::{StreamExt, future::BoxFuture};
 use hie::{
     channel::{Mode, Route, Storage},
     engine::{
-        fact::{Accepted, BodyRef, Seq},
+        fact::{Accepted, BodyRef, Keeper, Seq},
         ports::{Append, BodyStream, Connector, Delivery, Ended, Log, LogError, Reply, Stored},
     },
     gateway::outbound::{balance::Targets, connector},
@@ -85,6 +85,7 @@ pub fn accepted(envelope: Envelope, mode: Mode, routes: &[&str]) -> Accepted {
         body: BodyRef::Own,
         body_hash: 0,
         resend_key: 0,
+        keeper: Keeper::Log,
     }
 }
 

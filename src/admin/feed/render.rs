@@ -54,6 +54,8 @@ fn kind(what: &What) -> Option<&'static str> {
         What::Responded { .. } => "responded",
         What::Unknown => "unknown",
         What::Step { .. } => "step",
+        What::Forwarded => "forwarded",
+        What::Repeated { .. } => "repeated",
         // The same transaction under another number: nothing happened to the message.
         What::Carried { .. } => return None,
     })

@@ -60,6 +60,7 @@ pub(in crate::admin) async fn build(
                 view.response = Some(Response { status: *status, headers, body: text, timestamp: timestamp(fact.at) });
             }
             What::Resent { .. } => view.hie.resends += 1,
+            What::Repeated { of } => view.hie.repeats = Some(of.to_string()),
             What::Refused { reason, .. } => view.error = Some(Problem { message: reason.clone(), ..Problem::default() }),
             What::Step { name, outcome, .. } if details => view.orchestrations.push(Orchestration {
                 name: name.clone(),
@@ -162,6 +163,7 @@ fn event(fact: &Fact, what: &What) -> Option<Event> {
         What::Discarded { route } => ("discarded", route.as_str()),
         What::Unknown => ("interrupted while with the upstream", ""),
         What::Carried { .. } => ("carried on into a younger segment", ""),
+        What::Forwarded => ("handed on to the broker", ""),
         _ => return None,
     };
     Some(Event { timestamp: timestamp(fact.at), what: what.into(), route: route.into() })

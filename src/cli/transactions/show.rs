@@ -50,6 +50,7 @@ pub(super) fn main(args: &ShowArgs) -> Result<(), Failure> {
         ("rerun of", text(&tx, &["parentID"])),
         ("reruns", list(&tx, "childIDs")),
         ("resends", number(&tx, &["hie", "resends"])),
+        ("repeats", text(&tx, &["hie", "repeats"])),
         ("error", text(&tx, &["error", "message"])),
     ] {
         if !value.trim().is_empty() {
