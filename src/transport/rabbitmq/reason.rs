@@ -114,9 +114,11 @@ impl Asked<'_> {
             };
         }
         match error.kind() {
+            // With TLS 1.3 a refusal of our certificate, or of none, comes after the handshake (RFC 8446, 4.4.2.4).
+            ErrorKind::IOError(e) if e.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) => self.tls(e),
             ErrorKind::IOError(_) | ErrorKind::InvalidConnectionState(_) if self.tls => Reason::new(format!(
-                "the broker {} ended the connection while greeting; look at its log: a limit of connections (connection_max) may be reached, \
-                 or it is no AMQP port",
+                "the broker {} ended the connection while greeting; look at its log: it may ask for a client certificate (transport.cert and \
+                 transport.key), a limit of connections (connection_max) may be reached, or it is no AMQP port",
                 self.broker
             )),
             ErrorKind::IOError(_) | ErrorKind::InvalidConnectionState(_) => Reason::new(format!(
@@ -125,7 +127,8 @@ impl Asked<'_> {
                 self.broker
             )),
             ErrorKind::InvalidProtocolVersion(_) | ErrorKind::ParsingError(_) => Reason::new(format!(
-                "what answers at {} speaks no AMQP 0-9-1; AMQP is usually port 5672, with TLS 5671 (15672 is the management)",
+                "what answers at {} speaks no AMQP 0-9-1, or wants TLS (amqps://); AMQP is usually port 5672, with TLS 5671 (15672 is the \
+                 management)",
                 self.broker
             )),
             _ => Reason::new(format!("no connection with the broker {}: {error}", self.broker)),

@@ -106,6 +106,15 @@ impl Ending {
 
 impl Drop for Socket {
     fn drop(&mut self) {
+        if self.ending.cut.load(Ordering::SeqCst) {
+            // The kernel would go on sending what it holds, for minutes over a cut network: a message that was published again
+            // elsewhere, and its mark, would be followed by itself without the mark.
+            let stream = match &self.io {
+                Io::Plain(stream) => stream,
+                Io::Tls(stream) => stream.get_ref().0,
+            };
+            let _ = stream.set_zero_linger();
+        }
         self.ending.gone.cancel();
     }
 }
