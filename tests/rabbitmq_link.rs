@@ -80,21 +80,18 @@ async fn what_is_not_stored_is_told(link: &Link, session: &Session) {
     let good = declared(session, &quorum("told.good")).await;
     let missing: Arc<str> = "told.missing".into();
     // Returned messages among confirmed ones: each answer is its own message's.
-    for round in 0..20 {
-        let answers: Vec<_> = (0..100)
+    for round in 2..12 {
+        let answers: Vec<_> = (0..3000)
             .map(|n| {
-                let lost = n % (round + 2) == 1;
+                let lost = n % (round * 5) == 1;
                 (lost, publisher.publish(if lost { &missing } else { &good }, number(n), false))
             })
             .collect();
         for (lost, answer) in answers {
-            let answer = within(20, "an answer", answer).await;
-            match answer {
+            match within(20, "an answer", answer).await {
                 Ok(_) => assert!(!lost, "an unroutable message was taken as stored"),
-                Err(PublishError::Unroutable { ref queue, maybe_stored: false }) => {
-                    assert!(lost && *queue == missing, "{answer:?}")
-                }
-                other => panic!("{other:?}"),
+                Err(PublishError::Unroutable { ref queue, maybe_stored: false }) if lost => assert_eq!(*queue, missing),
+                other => panic!("{other:?}, unroutable: {lost}"),
             }
         }
     }
@@ -216,6 +213,10 @@ async fn on(part: &str, release: &str) {
     link.close().await;
     assert!(matches!(link.state(), LinkState::Away { .. }));
     assert!(!session.stands() && link.try_session().is_none());
+    let log = broker.log();
+    for line in log.lines().filter(|l| l.contains("unexpectedly")) {
+        println!("{line}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -260,6 +261,15 @@ async fn refusals_are_told(broker: &Rabbitmq) {
     };
     broker.eval(&limit(0));
     told(LinkSettings { vhost: "other".into(), ..right() }, "allows no more connections").await;
+    broker.eval(&limit(-1));
+    broker.eval("rabbit_auth_backend_internal:set_permissions(<<\"hie\">>, <<\"other\">>, <<\"hie.*\">>, <<\"hie.*\">>, <<\"hie.*\">>, <<\"test\">>).");
+    told(LinkSettings { vhost: "other".into(), ..right() }, "does not let user \"hie\" publish").await;
+    broker.eval("rabbit_auth_backend_internal:set_permissions(<<\"hie\">>, <<\"other\">>, <<\"none\">>, <<\".*\">>, <<\".*\">>, <<\"test\">>).");
+    let may_not = Link::start(LinkSettings { vhost: "other".into(), ..right() }, &Handle::current());
+    let session = within(10, "a session", may_not.session()).await;
+    let error = topology::declare(&session, &[quorum("hie.forbidden")]).await.remove(0).expect_err("refused");
+    assert!(matches!(error, TopologyError::Forbidden { .. }) && error.to_string().contains("set_permissions"), "{error}");
+    may_not.close().await;
     let missing = PasswordSource::File("/nowhere/password".into());
     told(LinkSettings { password: missing, ..right() }, "transport.password_file: /nowhere/password cannot be read").await;
 
@@ -316,6 +326,27 @@ async fn an_alarm_of_the_broker_is_told(broker: &Rabbitmq, link: &Link, session:
     let confirmed = within(10, "a confirm", waiting).await.expect("confirmed");
     assert!(!confirmed.repeated, "{confirmed:?}");
     within(5, "up", states.wait_for(LinkState::up)).await.expect("a state");
+
+    // One that connects while it takes nothing is told so before it publishes anything; what is given up then was never sent.
+    broker.eval("rabbit_alarm:set_alarm({{resource_limit, disk, node()}, []}).");
+    let late = Link::start(settings(broker.port()), &Handle::current());
+    let mut states = late.watch();
+    within(10, "blocked", states.wait_for(|s| matches!(s, LinkState::Blocked { .. }))).await.expect("a state");
+    within(10, "a session", late.session()).await;
+    let hasty = PublisherLimits { give_up: Some(SECOND), ..limits() };
+    let hasty = Publisher::start(&late, "test", hasty, &Handle::current());
+    for answer in publish(&hasty, &queue, [10, 11]).await {
+        let Err(PublishError::Away { maybe_stored: false, error }) = answer else { panic!("{answer:?}") };
+        assert!(error.text().contains("disk"), "{error}");
+    }
+    let waiting = hasty.publish(&queue, number(12), false);
+    broker.eval("rabbit_alarm:clear_alarm({resource_limit, disk, node()}).");
+    let _ = waiting.await;
+    assert!(publish(&hasty, &queue, [13]).await[0].is_ok());
+    assert_eq!(late.session().await.number(), 1);
+    late.close().await;
+    let (found, _) = first_deliveries(session, &queue).await;
+    assert!(found.ends_with(&[13]) && !found.contains(&10) && !found.contains(&11), "{found:?}");
 }
 
 /// First deliveries of a queue: in order, repeats (which are marked) dropped. Gives the numbers and how many were repeats.

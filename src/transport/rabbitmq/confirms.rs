@@ -44,6 +44,8 @@ pub(super) struct Pending {
 pub(super) struct Ready {
     numbers: Mutex<Vec<Number>>,
     reader: AtomicWaker,
+    /// Returned by the broker; their own confirms are still to come, and may bring what belongs to others.
+    returned: Mutex<HashSet<Number>>,
 }
 
 struct Slot {
@@ -110,7 +112,8 @@ impl Ready {
             }
             answers.extend(numbers.into_iter().filter_map(|number| Some((number, poll(number)?))));
         }
-        let mut returned = HashSet::new();
+        let mut returned = self.returned.lock().unwrap_or_else(|e| e.into_inner());
+        let mut nameless = false;
         let mut error = None;
         let mut verdicts = Vec::with_capacity(answers.len());
         for (number, answer) in answers {
@@ -121,25 +124,23 @@ impl Ready {
             });
             match answer {
                 Ok(confirmation) => {
-                    let message = confirmation.take_message();
+                    let Some(message) = confirmation.take_message() else { continue };
+                    let id: Option<Number> =
+                        message.delivery.properties.message_id().as_ref().and_then(|id| id.as_str().parse().ok());
                     // One without our number cannot be told apart: then nothing of this round counts as stored.
-                    returned.extend(
-                        message.map(|m| m.delivery.properties.message_id().as_ref().and_then(|id| id.as_str().parse().ok())),
-                    );
+                    nameless |= id.is_none();
+                    returned.extend(id);
                 }
                 Err(e) => error = Some(e),
             }
         }
-        let nameless = returned.remove(&None);
         for (number, verdict) in &mut verdicts {
-            if returned.remove(&Some(*number)) {
+            if returned.remove(number) {
                 *verdict = Verdict::Returned;
             } else if nameless && *verdict == Verdict::Stored {
                 *verdict = Verdict::Unknown;
             }
         }
-        // Returned, its own confirm still to come: it is known already.
-        verdicts.extend(returned.into_iter().flatten().map(|number| (number, Verdict::Returned)));
         (verdicts, error)
     }
 }

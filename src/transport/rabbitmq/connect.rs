@@ -9,10 +9,11 @@ use super::{
 use crate::config::{BrokerUrl, client_tls};
 use futures_util::Stream;
 use lapin::{
-    Connection, ConnectionProperties, Event,
+    BasicProperties, Connection, ConnectionProperties, Event, options,
     tcp::AsyncTcpStream,
     uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo},
 };
+use rand::seq::SliceRandom;
 use std::{
     io,
     pin::Pin,
@@ -29,6 +30,9 @@ use tokio_util::sync::CancellationToken;
 
 /// lapin keeps 64 frames in memory for a connection; larger frames would gain nothing.
 const FRAME: u32 = 64 * 1024;
+
+/// Nobody's queue.
+const PROBE: &str = "hie.probe";
 
 /// What lapin tells about a connection.
 pub(super) type Events = Pin<Box<dyn Stream<Item = Event> + Send>>;
@@ -84,14 +88,44 @@ pub(super) async fn connect(
         }
     };
     let events: Events = Box::pin(connection.events_listener());
+    if let Err(reason) = probe(&connection, &asked, until).await {
+        ending.end();
+        return Err(reason);
+    }
     let release = ending.release();
     let inner = Inner { number, broker: name, release, connection, ending, lost: CancellationToken::new() };
     Ok((Session(Arc::new(inner)), events))
 }
 
+/// Publishes a message that no queue takes. A broker tells only those who publish that it takes nothing for want of memory or
+/// disk, and only now does it show whether the user may.
+async fn probe(connection: &Connection, asked: &Asked<'_>, until: Instant) -> Result<(), Reason> {
+    let published = async {
+        let channel = connection.create_channel().await?;
+        channel.confirm_select(options::ConfirmSelectOptions::default()).await?;
+        let confirm = channel.basic_publish(
+            "".into(),
+            PROBE.into(),
+            options::BasicPublishOptions::default(),
+            &[],
+            BasicProperties::default(),
+        );
+        confirm.await?.await?;
+        channel.close(200, "OK".into()).await
+    };
+    match timeout_at(until, published).await {
+        Ok(Ok(())) => Ok(()),
+        _ if connection.status().blocked() => Ok(()),
+        Ok(Err(error)) => Err(asked.refused(&error)),
+        Err(_) => Err(asked.silent("confirm")),
+    }
+}
+
 async fn open(settings: &LinkSettings, broker: &BrokerUrl, asked: &Asked<'_>, until: Instant) -> Result<Socket, Reason> {
     let addresses = timeout_at(until, tokio::net::lookup_host((broker.host.as_str(), broker.port))).await;
-    let addresses: Vec<_> = addresses.map_err(|_| asked.silent("name service"))?.map_err(|e| asked.unknown_host(&e))?.collect();
+    let mut addresses: Vec<_> =
+        addresses.map_err(|_| asked.silent("name service"))?.map_err(|e| asked.unknown_host(&e))?.collect();
+    addresses.shuffle(&mut rand::rng());
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
     let mut stream = None;
     let each = settings.connect_timeout / u32::try_from(addresses.len().max(1)).unwrap_or(1);

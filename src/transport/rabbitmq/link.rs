@@ -26,6 +26,8 @@ const FIRST: Duration = Duration::from_millis(200);
 const LONGEST: Duration = Duration::from_secs(5);
 /// A connection that held so long was a good one: its loss is followed by an attempt at once.
 const GOOD: Duration = Duration::from_secs(10);
+/// Between the broker's answer to the probe and the use of the connection.
+const SETTLE: Duration = Duration::from_millis(20);
 /// How long the broker may take to part.
 const PARTING: Duration = Duration::from_secs(2);
 
@@ -224,9 +226,8 @@ impl Supervisor {
     async fn keep(&self, session: &Session, mut events: Events, asked: &Asked<'_>) -> Option<Reason> {
         let (broker, version) = (session.broker().to_owned(), session.release().to_owned());
         let up = || LinkState::Up { broker: broker.clone(), version: version.clone(), since: SystemTime::now() };
-        self.state.send_replace(up());
-        self.session.send_replace(Some(session.clone()));
         let mut last = None;
+        self.state.send_replace(up());
         let mut note = |event| match event {
             Event::ConnectionBlocked(said) => {
                 let error = asked.blocked(&said);
@@ -242,6 +243,11 @@ impl Supervisor {
             Event::Error(error) if !error.is_amqp_soft_error() => last = Some(error),
             _ => {}
         };
+        // That it takes nothing comes with its confirm of the probe, or right after.
+        while let Ok(Some(event)) = timeout(SETTLE, events.next()).await {
+            note(event);
+        }
+        self.session.send_replace(Some(session.clone()));
         let closing = loop {
             tokio::select! {
                 biased;

@@ -31,8 +31,6 @@ const PARTING: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(250);
 /// A channel that is left for want of confirms again and again is left ever later, up to so many times the timeout.
 const PATIENCE: u32 = 6;
-/// While the broker takes nothing, this often is looked whether it does again.
-const LOOK: Duration = Duration::from_millis(500);
 
 /// A message that is not yet answered for.
 struct Item {
@@ -176,10 +174,13 @@ impl Task {
         let (closing, lost) = (self.link.closing(), session.lost());
         tokio::pin!(closing, lost);
         let mut calls = Vec::new();
+        let mut states = self.link.watch();
         // Silence counts from here on.
         let mut listening = Instant::now();
         loop {
-            let answers = self.hand_over(channel);
+            // A broker that takes nothing is handed nothing: what is with lapin could not be taken back without the connection.
+            let blocked = matches!(*states.borrow_and_update(), LinkState::Blocked { .. });
+            let answers = if blocked { Vec::new() } else { self.hand_over(channel) };
             let (progress, error) = self.settle(session, answers);
             if progress {
                 self.stuck = 0;
@@ -190,15 +191,11 @@ impl Task {
             if self.no_more && self.items.is_empty() {
                 return Left::Finished;
             }
-            // A broker that takes nothing cannot confirm: that is no reason to leave the channel.
-            let blocked = matches!(self.link.state(), LinkState::Blocked { .. });
-            if blocked {
-                listening = Instant::now() + LOOK;
-            }
-            let overdue = self.oldest_sent().map(|sent| sent.max(listening) + self.limits.confirm_timeout * (self.stuck + 1));
+            // Nor can it confirm: that is no reason to leave the channel.
+            let overdue = self.oldest_sent().filter(|_| !blocked);
+            let overdue = overdue.map(|sent| sent.max(listening) + self.limits.confirm_timeout * (self.stuck + 1));
             let give_up = self.give_up_at();
-            let look = blocked.then_some(listening);
-            let due = [overdue, give_up, look].into_iter().flatten().min();
+            let due = [overdue, give_up].into_iter().flatten().min();
             let ready = self.ready.clone();
             tokio::select! {
                 biased;
@@ -209,10 +206,20 @@ impl Task {
                     self.no_more = count == 0;
                     calls.drain(..).for_each(|call| self.take(call));
                 }
+                changed = states.changed() => {
+                    listening = Instant::now();
+                    if changed.is_err() {
+                        return Left::Ended(None);
+                    }
+                }
                 () = at(due) => {
                     let now = Instant::now();
                     if give_up.is_some_and(|due| due <= now) {
-                        return Left::GiveUp;
+                        if self.count > 0 {
+                            return Left::GiveUp;
+                        }
+                        self.give_up();
+                        continue;
                     }
                     if overdue.is_some_and(|due| due <= now) {
                         return Left::Stuck;

@@ -97,6 +97,11 @@ impl Asked<'_> {
                     "the broker {} has no virtual host \"{}\"; correct transport.vhost, or make it with rabbitmqctl add_vhost",
                     self.broker, self.vhost
                 )),
+                403 if lower.contains("exchange") => Reason::new(format!(
+                    "the broker {} does not let user \"{}\" publish; allow it to configure, write and read \"hie\\..*\", and to write \
+                     \"amq\\.default\" (the default exchange), with rabbitmqctl set_permissions ({said})",
+                    self.broker, self.user
+                )),
                 403 | 530 => Reason::new(format!(
                     "the broker {} does not let user \"{}\" use the virtual host \"{}\"; correct transport.vhost, or allow it with \
                      rabbitmqctl set_permissions ({said})",
