@@ -152,7 +152,10 @@ async fn closing_hands_back_in_order(link: &Link, session: &Session) {
         let mut next = Consumer::open(session, &queue, 20).await.expect("a consumer");
         assert!(timeout(Duration::from_millis(50), next.next()).await.is_err(), "one consumer at a time");
         active.acks().ack(1, false).await.expect("acknowledged");
-        active.close().await;
+        match round % 2 {
+            0 => active.close().await,
+            _ => drop(active),
+        }
         let got = take(&mut next, 20).await;
         assert_eq!(numbers(&got), (round + 1..round + 21).collect::<Vec<_>>(), "round {round}");
         next.close().await;
@@ -213,10 +216,6 @@ async fn on(part: &str, release: &str) {
     link.close().await;
     assert!(matches!(link.state(), LinkState::Away { .. }));
     assert!(!session.stands() && link.try_session().is_none());
-    let log = broker.log();
-    for line in log.lines().filter(|l| l.contains("unexpectedly")) {
-        println!("{line}");
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -312,7 +311,7 @@ async fn an_alarm_of_the_broker_is_told(broker: &Rabbitmq, link: &Link, session:
     assert!(publish(&publisher, &queue, [0]).await[0].is_ok());
     broker.eval("rabbit_alarm:set_alarm({{resource_limit, memory, node()}, []}).");
     // The first one may pass; it is what makes the broker say so.
-    let _ = publisher.publish(&queue, number(1), false);
+    drop(publisher.publish(&queue, number(1), false));
     let mut states = link.watch();
     let blocked =
         within(10, "blocked", states.wait_for(|s| matches!(s, LinkState::Blocked { .. }))).await.expect("a state").clone();

@@ -6,7 +6,7 @@ use super::{
     session::ANSWER,
 };
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use lapin::{
     Channel,
     options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions},
@@ -151,10 +151,20 @@ impl Consumer {
         &self.acks
     }
 
-    /// Ends it: what is in hand and not acknowledged goes back to the queue, in its order, and the next consumer gets it first.
+    /// Ends it (so does dropping it, without waiting): what is in hand and not acknowledged goes back to the queue, in its order, and the next consumer gets it first.
     /// Resolves when the broker has said so, or the connection is lost.
     pub async fn close(self) {
         self.acks.close().await;
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        // lapin would cancel the consumer: the queue's next one would get what follows before what is in hand. The close is with
+        // lapin after the first poll; nobody waits for its answer.
+        if self.acks.channel.status().connected() {
+            let _ = self.acks.channel.close(200, "OK".into()).now_or_never();
+        }
     }
 }
 
