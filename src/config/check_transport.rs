@@ -42,6 +42,14 @@ impl Check<'_> {
         if t.cert.is_some() != t.key.is_some() {
             self.problem("transport.key", "and cert are given together or not at all");
         }
+        if let Some(name) = &t.server_name
+            && rustls::pki_types::ServerName::try_from(name.as_str()).is_err()
+        {
+            self.problem(
+                "transport.server_name",
+                format!("\"{name}\" is not a host name; write the name that stands in the broker's certificate"),
+            );
+        }
         let given = [("ca", t.ca.is_some()), ("cert", t.cert.is_some()), ("server_name", t.server_name.is_some())];
         if let Some((key, _)) = given.into_iter().find(|(_, given)| *given && rabbitmq && !tls && !t.urls.is_empty()) {
             self.warn(&format!("transport.{key}"), "has no effect: no URL of transport.urls begins with amqps://");
