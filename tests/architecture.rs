@@ -38,6 +38,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 /// Libraries that belong to some parts only.
 const BELONGS_TO: &[(&str, &[&str])] = &[
     ("rusqlite", &["ledger"]),
+    ("lapin", &["transport/rabbitmq"]),
+    ("async_rs", &["transport/rabbitmq"]),
+    ("futures_io", &["transport/rabbitmq"]),
     ("reqwest", &["gateway/outbound", "cli"]),
     ("lettre", &["gateway/outbound/notify"]),
     ("nix", &["host"]),

@@ -353,3 +353,53 @@ fn what_a_route_expects_is_told_in_an_operators_words() {
     let said = Check::new("").file("clients.d/a.toml", rate).refused();
     assert!(said.contains("expected a table; write { per_second = 50, burst = 200 }"), "{said}");
 }
+
+#[test]
+fn a_transport_that_cannot_work_is_told_without_its_secrets() {
+    let rabbitmq =
+        |rest: &str| Check::new(&format!("[transport]\nkind = \"rabbitmq\"\n{rest}")).file("password", "sesame\n").refused();
+    let right = "urls = [\"amqp://a\", \"amqps://b:5671\", \"amqp://[::1]:5672\"]\npassword_file = \"password\"\n";
+    let said = rabbitmq("");
+    assert!(
+        said.contains("transport.urls: is empty; name the brokers") && said.contains("transport.password_file: is missing"),
+        "{said}"
+    );
+    for url in ["amqp://hie:sesame@a", "amqp://sesame@a", "amqp://a/sesame@", "amqp://a:5672/?password=sesame"] {
+        let said = rabbitmq(&right.replace("amqp://a", url));
+        assert!(said.contains("transport.urls: entry 1 ") && !said.contains("sesame"), "{said}");
+        assert!(said.contains("transport.password_file") || said.contains("transport.vhost"), "{said}");
+    }
+    for (url, told) in [
+        ("http://a", "write amqp:// or amqps://"),
+        ("a:5672", "is no URL of a broker"),
+        ("amqp://", "has no host"),
+        ("amqp://a:x", "has a port"),
+    ] {
+        let said = rabbitmq(&right.replace("amqp://a", url));
+        assert!(said.contains("hie.toml:3:8: transport.urls: entry 1") && said.contains(told), "{said}");
+    }
+    for (line, told) in [
+        ("prefetsh = 3", "unknown key \"prefetsh\" in [transport]; did you mean \"prefetch\"?"),
+        ("partitions = 0", "transport.partitions: 0 is not within 1 to 1024"),
+        ("heartbeat = \"1500ms\"", "transport.heartbeat: is not in whole seconds"),
+        ("inline = \"1 GiB\"", "transport.inline: 1.0 GiB is not within"),
+        ("cert = \"password\"", "transport.key: and cert are given together or not at all"),
+        ("ca = \"nowhere.pem\"", "transport.ca: nowhere.pem cannot be read"),
+        ("user = \"\"", "transport.user: is empty"),
+    ] {
+        let said = rabbitmq(&format!("{right}{line}\n"));
+        assert!(said.contains(told), "{said}");
+    }
+    let said = rabbitmq(&right.replace("\"password\"", "\"nowhere\""));
+    assert!(said.contains("transport.password_file: nowhere cannot be read"), "{said}");
+    let said = rabbitmq(&right.replace("\"password\"", "\"credential:broker\""));
+    assert!(said.contains("systemd passes no credentials on; add LoadCredential=broker:PATH to the unit"), "{said}");
+    let check =
+        Check::new("").arg("--json").env("HIE_TRANSPORT__KIND", "rabbitmq").env("HIE_TRANSPORT__URLS", "amqp://a, amqp://b");
+    let check = check.env("HIE_TRANSPORT__PASSWORD_FILE", "password").file("password", "sesame");
+    assert!(!check.json().to_string().contains("sesame"));
+    let said = Check::new("")
+        .file("channels.d/a.toml", &CHANNEL.replace("name = \"a.b\"", "name = \"a.b\"\noutage = \"wait\""))
+        .refused();
+    assert!(said.contains("spool") && said.contains("refuse"), "{said}");
+}

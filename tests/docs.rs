@@ -35,6 +35,7 @@ fn every_key_is_documented() {
         ("## `[feed]`", keys::<config::Feed>()),
         ("## `[ledger]`", keys::<config::Ledger>()),
         ("## `[limits]`", keys::<config::Limits>()),
+        ("## `[transport]`", keys::<config::Transport>()),
         ("## `[alerts]`", keys::<config::Alerts>()),
         ("| key of `[[alerts.webhook]]`", keys::<config::Webhook>()),
         ("| key of `[[alerts.mail]]`", keys::<config::Mail>()),

@@ -6,9 +6,10 @@ use super::{alerts, outbound::Outbound};
 use crate::{
     admin::Token,
     channel::client::Client,
-    config::{Channels, Config, Loaded, Problem, ServerTls},
+    config::{Channels, Config, Loaded, Problem, ServerTls, TransportKind},
     engine::{directory::Directory, ports::Connectors},
     gateway::inbound,
+    transport::rabbitmq::LinkSettings,
 };
 use std::collections::HashMap;
 use tokio_rustls::TlsAcceptor;
@@ -47,11 +48,23 @@ pub(super) fn acceptors(config: &Config) -> Result<HashMap<String, TlsAcceptor>,
     if wrong.is_empty() { Ok(acceptors) } else { Err(wrong) }
 }
 
+/// How the node reaches its brokers; `None` with the embedded transport.
+pub(super) fn brokers(config: &Config) -> Result<Option<LinkSettings>, Vec<Wrong>> {
+    if config.transport.kind == TransportKind::Embedded {
+        return Ok(None);
+    }
+    LinkSettings::new(&config.transport, &config.node.name).map(Some).map_err(|text| {
+        let key = ["ca", "key"].into_iter().find(|key| text.contains(&format!("`{key}`"))).unwrap_or("cert");
+        vec![Wrong { key: format!("transport.{key}"), text }]
+    })
+}
+
 /// Builds everything that a start would build of this configuration, without opening a port or sending anything. The error
 /// tells every mistake, each with its place: what the node would refuse, and what an upgrade would die of.
 pub fn check(loaded: &Loaded, channels: &Channels, clients: &[Client]) -> Result<(), Vec<String>> {
     let config = &loaded.config;
-    let wrong = acceptors(config).err().into_iter().chain(alerts::receivers(config).err()).flatten();
+    let wrong = acceptors(config).err().into_iter().chain(alerts::receivers(config).err());
+    let wrong = wrong.chain(brokers(config).err()).flatten();
     let place = |w: Wrong| Problem { place: loaded.origins.place_of(&w.key), message: w.text }.to_string();
     let mut told: Vec<String> = wrong.map(place).collect();
     if let Err(error) = Token::check(&config.admin_token_file()) {

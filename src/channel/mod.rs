@@ -75,6 +75,9 @@ pub struct Channel {
     /// Proxy mode: the upstream is idempotent, an interrupted request may be sent again after a restart.
     #[serde(default)]
     pub idempotent: bool,
+    /// Queue mode with `transport.kind = "rabbitmq"`: what is done while no broker can be reached.
+    #[serde(default)]
+    pub outage: Outage,
     /// Where to. At least one; exactly one primary (the first when none says so).
     #[serde(rename = "route", default)]
     pub routes: Vec<Route>,
@@ -88,6 +91,17 @@ pub enum Mode {
     Queue,
     /// The sender waits for the primary route's response.
     Proxy,
+}
+
+/// What is done with a message while no broker can be reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outage {
+    /// Accepted into the node's own log; brought to the broker later, in order.
+    #[default]
+    Spool,
+    /// The sender is told to come again.
+    Refuse,
 }
 
 /// What is kept of a message after it is finished.

@@ -4,7 +4,7 @@ use super::{
     Config, ConfigError, Origin, Origins, check,
     error::Problem,
     layer::{self, Layer},
-    nearest, preset, text, variables,
+    nearest, preset, secret, text, variables,
 };
 use crate::{
     channel::load::in_words,
@@ -250,6 +250,13 @@ fn resolve(config: &mut Config, origins: &Origins, file: Option<&Path>, state_ho
         relative(&mut tls.key, &format!("{section}.tls.key"));
         if let Some(ca) = &mut tls.client_ca {
             relative(ca, &format!("{section}.tls.client_ca"));
+        }
+    }
+    let t = &mut config.transport;
+    let files = [("password_file", &mut t.password_file), ("ca", &mut t.ca), ("cert", &mut t.cert), ("key", &mut t.key)];
+    for (key, path) in files {
+        if let Some(path) = path.as_mut().filter(|path| !secret::is_credential(path)) {
+            relative(path, &format!("transport.{key}"));
         }
     }
     for (i, watched) in config.file.iter_mut().enumerate() {

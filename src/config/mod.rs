@@ -8,6 +8,8 @@ mod alerts;
 pub mod channels;
 mod check;
 mod check_alerts;
+mod check_transport;
+pub mod client_tls;
 pub mod clients;
 mod error;
 mod feed;
@@ -22,8 +24,10 @@ mod nearest;
 mod node;
 mod origins;
 mod preset;
+pub mod secret;
 mod text;
 mod tls;
+mod transport;
 mod variables;
 
 #[cfg(test)]
@@ -43,6 +47,7 @@ pub use mllp::Mllp;
 pub use node::{Cluster, Node};
 pub use origins::{Origin, Origins, Row};
 pub use tls::ServerTls;
+pub use transport::{BrokerUrl, Transport, TransportKind};
 
 use serde::{Deserialize, Serialize};
 use std::{
@@ -65,6 +70,7 @@ pub struct Config {
     pub alerts: Alerts,
     pub ledger: Ledger,
     pub limits: Limits,
+    pub transport: Transport,
 }
 
 impl Default for Config {
@@ -80,6 +86,7 @@ impl Default for Config {
             alerts: Alerts::default(),
             ledger: Ledger::default(),
             limits: Limits::default(),
+            transport: Transport::default(),
         }
     }
 }

@@ -46,7 +46,8 @@ pub fn init(format: Format, filter: Option<&str>) -> Result<(), LogError> {
         .map_err(|e: tracing_subscriber::filter::ParseError| LogError::Filter { filter: given.into(), reason: e.to_string() })?;
     let own = filter_fn(|meta| {
         let ours = meta.target().strip_prefix("hie").is_some_and(|rest| rest.is_empty() || rest.starts_with("::"));
-        ours || *meta.level() <= tracing::Level::WARN
+        // lapin warns of a returned message with all its bytes; what operators need of it the link tells.
+        ours || (*meta.level() <= tracing::Level::WARN && !meta.target().starts_with("lapin"))
     });
     let registry = tracing_subscriber::registry().with(filter);
     let text = || tracing_subscriber::fmt::layer().with_writer(std::io::stderr);

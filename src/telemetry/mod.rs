@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod alert;
 pub mod app;
+pub mod broker;
 pub mod cgroup;
 pub mod engine;
 pub mod feed;

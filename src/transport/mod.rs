@@ -1,3 +1,4 @@
 //! Transport: accepted messages to workers.
 
 pub mod embedded;
+pub mod rabbitmq;

@@ -71,13 +71,22 @@ pub struct Rabbitmq {
     root: PathBuf,
     dir: tempfile::TempDir,
     env: Vec<String>,
+    port: u16,
 }
 
 impl Rabbitmq {
     /// Starts one below a root of [`fetch`] with this `rabbitmq.conf`, and waits until it has started.
     pub fn start(root: &Path, text: &str) -> Self {
+        Self::start_with(root, text, &[])
+    }
+
+    /// The same with further files, which it finds in `/node`.
+    pub fn start_with(root: &Path, text: &str, files: &[(&str, &[u8])]) -> Self {
         let dir = tempfile::Builder::new().prefix("hie-rabbit-").tempdir().expect("a folder");
         fs::write(dir.path().join("rabbitmq.conf"), text).expect("rabbitmq.conf");
+        for (name, content) in files {
+            fs::write(dir.path().join(name), content).expect("a file");
+        }
         let (port, dist, epmd) = (free_port().port(), free_port().port(), free_port().port());
         let env = [
             "HOME=/node".to_owned(),
@@ -95,18 +104,42 @@ impl Rabbitmq {
             format!("RABBITMQ_DIST_PORT={dist}"),
             format!("ERL_EPMD_PORT={epmd}"),
         ];
-        let log = fs::File::create(dir.path().join("out")).expect("a log");
-        let mut command = enter(root, dir.path(), &env);
+        let child = Self::spawn(root, dir.path(), &env);
+        let mut broker = Self { child, root: root.to_owned(), dir, env: env.to_vec(), port };
+        broker.started();
+        broker
+    }
+
+    fn spawn(root: &Path, dir: &Path, env: &[String]) -> Child {
+        let log = fs::File::create(dir.join("out")).expect("a log");
+        let mut command = enter(root, dir, env);
         // An unlimited number of files makes Erlang allocate gigabytes.
         command.args(["/bin/sh", "-c", "ulimit -n 4096; exec /usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server"]);
-        let child = command.stdout(log.try_clone().expect("a log")).stderr(log).spawn().expect("the broker starts");
-        let mut broker = Self { child, root: root.to_owned(), dir, env: env.to_vec() };
+        command.stdout(log.try_clone().expect("a log")).stderr(log).spawn().expect("the broker starts")
+    }
+
+    fn started(&mut self) {
         let up = wait_until(Duration::from_secs(90), || {
-            let out = broker.log();
-            out.contains("Server startup complete") || broker.child.try_wait().is_ok_and(|status| status.is_some())
+            self.log().contains("Server startup complete") || self.child.try_wait().is_ok_and(|status| status.is_some())
         });
-        assert!(up && broker.log().contains("Server startup complete"), "the broker did not start:\n{}", broker.log());
-        broker
+        assert!(up && self.log().contains("Server startup complete"), "the broker did not start:\n{}", self.log());
+    }
+
+    /// Where it listens for AMQP, on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// kill -9, with all that it started.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Starts again, after [`Rabbitmq::kill`], with what it has on disk.
+    pub fn restart(&mut self) {
+        self.child = Self::spawn(&self.root, self.dir.path(), &self.env);
+        self.started();
     }
 
     /// What it has said.
