@@ -30,6 +30,7 @@ pub(super) fn values(config: &Config, origins: &Origins) -> Found {
     check.tls(config);
     check.exposure(config);
     check.alerts(config);
+    check.discovery(config);
     check.found
 }
 
@@ -52,6 +53,7 @@ impl Found {
             }
         }
         check.alert_files(config);
+        check.discovery_files(config);
         check.found
     }
 }
@@ -71,7 +73,7 @@ impl Check<'_> {
         self.found.problems.push(Problem::new(place, format!("{key}: {}", text.as_ref())));
     }
 
-    fn warn(&mut self, key: &str, text: impl AsRef<str>) {
+    pub(super) fn warn(&mut self, key: &str, text: impl AsRef<str>) {
         let place = self.place(key);
         self.found.warnings.push(Problem::new(place, format!("{key}: {}", text.as_ref())));
     }

@@ -1,7 +1,7 @@
 //! Layers to a [`Config`]: every mistake told at once, each with its place.
 
 use super::{
-    Config, ConfigError, Origin, Origins, check,
+    Config, ConfigError, Origin, Origins, check, credential,
     error::Problem,
     layer::{self, Layer},
     nearest, preset, text, variables,
@@ -250,6 +250,15 @@ fn resolve(config: &mut Config, origins: &Origins, file: Option<&Path>, state_ho
         relative(&mut tls.key, &format!("{section}.tls.key"));
         if let Some(ca) = &mut tls.client_ca {
             relative(ca, &format!("{section}.tls.client_ca"));
+        }
+    }
+    let d = &mut config.discovery;
+    if let Some(path) = d.token_file.as_mut().filter(|path| credential(path).is_none()) {
+        relative(path, "discovery.token_file");
+    }
+    for (key, path) in [("discovery.ca", &mut d.ca), ("discovery.cert", &mut d.cert), ("discovery.key", &mut d.key)] {
+        if let Some(path) = path {
+            relative(path, key);
         }
     }
     for (i, watched) in config.file.iter_mut().enumerate() {

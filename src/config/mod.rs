@@ -8,7 +8,9 @@ mod alerts;
 pub mod channels;
 mod check;
 mod check_alerts;
+mod check_discovery;
 pub mod clients;
+mod discovery;
 mod error;
 mod feed;
 mod file;
@@ -29,9 +31,10 @@ mod variables;
 #[cfg(test)]
 mod tests;
 
-pub use self::channels::Channels;
+pub use self::channels::{Channels, SharedChannel};
 pub use admin::{Admin, Health};
 pub use alerts::{Alerts, Mail, MailTls, Webhook};
+pub use discovery::{Discovery, credential};
 pub use error::{ConfigError, Problem};
 pub use feed::Feed;
 pub use file::WatchedFolder;
@@ -63,6 +66,7 @@ pub struct Config {
     pub health: Health,
     pub feed: Feed,
     pub alerts: Alerts,
+    pub discovery: Discovery,
     pub ledger: Ledger,
     pub limits: Limits,
 }
@@ -78,6 +82,7 @@ impl Default for Config {
             health: Health::default(),
             feed: Feed::default(),
             alerts: Alerts::default(),
+            discovery: Discovery::default(),
             ledger: Ledger::default(),
             limits: Limits::default(),
         }

@@ -5,6 +5,7 @@ pub mod admin;
 pub mod alert;
 pub mod app;
 pub mod cgroup;
+pub mod discovery;
 pub mod engine;
 pub mod feed;
 pub mod host;
@@ -38,6 +39,7 @@ pub fn encode() -> String {
     admin::touch();
     alert::touch();
     app::touch();
+    discovery::touch();
     feed::touch();
     host::touch();
     ledger::touch();

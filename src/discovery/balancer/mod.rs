@@ -1,0 +1,1 @@
+//! Configuration of balancers from the catalog's members: pure, members in, text out.
