@@ -1,20 +1,17 @@
 //! Discovery on a real Consul: the names hold exactly the healthy nodes, a dead one leaves them within three seconds, a drained one
 //! before it refuses anything, an upgrade shows nowhere, an agent that lost the node gets it again; and what is said when the agent
-//! is away, refuses, or is not trusted. Channels that the domain shares are in `tests/shared_channels.rs`.
+//! is away, refuses, or is not trusted. Channels in the KV: `tests/shared_channels.rs`.
 
 mod consul_support;
 mod harness;
 
-use consul_support::{Agent, SOON, cluster, ip, lines, node_at, time_until, wait_log};
+use consul_support::{Agent, SOON, cluster, ip, lines, mllp_serves, node_at, time_until, wait_log};
 use harness::channels::all_to;
-use harness::wire::{Tag, adt, frame};
 use harness::{Builder, Node, Receiver, http, wait_until};
 use nix::sys::signal::Signal;
 use std::{
     collections::BTreeSet,
     fs,
-    io::{Read, Write},
-    net::{SocketAddr, TcpStream},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -108,20 +105,6 @@ impl Probe {
         self.stop.store(true, Relaxed);
         self.thread.join().expect("a prober")
     }
-}
-
-/// A new connection gets a message acknowledged.
-fn mllp_serves(at: SocketAddr, n: u64) -> bool {
-    let try_it = || -> std::io::Result<bool> {
-        let mut stream = TcpStream::connect_timeout(&at, Duration::from_secs(5))?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        let message = adt(&Tag { key: format!("k{n}"), seq: 1, id: format!("D{n}") }, 300, "");
-        stream.write_all(&frame(&message))?;
-        let mut answer = [0; 1024];
-        let n = stream.read(&mut answer)?;
-        Ok(answer[..n].windows(6).any(|w| w == b"MSA|AA"))
-    };
-    try_it().unwrap_or(false)
 }
 
 #[test]
@@ -425,4 +408,49 @@ fn wrong_values_are_told_by_the_check() {
         let told = String::from_utf8_lossy(&out.stderr).into_owned();
         assert!(out.status.code() == Some(65) && told.contains(words), "{told}");
     }
+}
+
+#[test]
+fn status_and_domain_list_show_the_members() {
+    let (agent, receiver) = (Agent::start(), Receiver::willing());
+    let one = node(&agent, "one", 2, &receiver, "");
+    let mut far = node_at(&agent.url(), "far", 3, Builder::new().node("domain = \"lab\"").channel(all_to(&receiver)), "");
+    far.start();
+    agent.set("hie/lab/channels/lab.oru/results", "");
+    agent.set("hie/empty/channels/x/y", "");
+    agent.wait_for("hie", &[ip(2), ip(3)]);
+    let said = |args: &[&str]| {
+        let config = one.config_file();
+        let out = one.command(&[args, &["--config", config.to_str().expect("a path")]].concat()).output().expect("hie runs");
+        assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    };
+    let status = said(&["status"]);
+    let line = |text: &str, begin: &str| {
+        text.lines().find(|l| l.starts_with(begin)).unwrap_or_else(|| panic!("{begin} in {text}")).to_owned()
+    };
+    let own = line(&status, "one (this)");
+    for word in
+        ["default", "passing", "127.0.0.2", &format!("mllp:{}", one.mllp.port()), &format!("http:{}", one.http.port()), "10"]
+    {
+        assert!(own.contains(word), "{word} in {own}");
+    }
+    assert!(line(&status, "far").contains("lab"));
+    let json: serde_json::Value = serde_json::from_str(&said(&["status", "--json"])).expect("JSON");
+    assert_eq!(json["cluster"]["members"].as_array().map(Vec::len), Some(2));
+    let list = said(&["domain", "list"]);
+    assert!(line(&list, "lab").contains("lab.oru") && line(&list, "lab").contains("far"), "{list}");
+    assert!(line(&list, "default").contains("one") && line(&list, "empty").contains("none"), "{list}");
+    let json: serde_json::Value = serde_json::from_str(&said(&["domain", "list", "--json"])).expect("JSON");
+    assert_eq!(json["lab"]["namespaces"][0], "lab.oru");
+    assert_eq!(json["default"]["members"][0]["node"], "one");
+    // No agent, and none that answers.
+    let out = one.command(&["domain", "list", "--consul", "http://127.0.0.1:1"]).output().expect("hie runs");
+    assert_eq!(out.status.code(), Some(69), "{}", String::from_utf8_lossy(&out.stderr));
+    let out = one.command(&["domain", "list"]).output().expect("hie runs");
+    assert_eq!(out.status.code(), Some(64), "{}", String::from_utf8_lossy(&out.stderr));
+    // Without discovery there is nobody else.
+    let alone = Builder::new().start();
+    let seen = cluster(&alone);
+    assert_eq!((seen["discovery"].as_str(), seen["members"].as_array().map(Vec::len)), (Some("off"), Some(0)));
 }

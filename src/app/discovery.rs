@@ -29,7 +29,9 @@ pub(super) fn start(config: &Config, listeners: &Listeners, sources: &Arc<Source
         health: listeners.address("health").unwrap_or(config.health.listen),
         follow: config.discovery.follows_channels().then(|| sources.clone() as _),
     };
-    Ok(Some(Arc::new(Discovery::start(parts).context("discovery cannot be started")?)))
+    let discovery = Arc::new(Discovery::start(parts).context("discovery cannot be started")?);
+    discovery.settle();
+    Ok(Some(discovery))
 }
 
 /// Every port but health, where it really listens.

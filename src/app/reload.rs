@@ -40,14 +40,11 @@ pub(super) fn all(config: &Config, sources: &Sources, engine: &Engine, directory
 fn try_all(config: &Config, sources: &Sources, engine: &Engine, directory: &Directory) -> anyhow::Result<()> {
     let changes = sources.changes();
     let _one_at_a_time = changes.lock().unwrap_or_else(|e| e.into_inner());
-    let (channels, taken) = sources.read()?;
     let clients = clients(&config.node.clients)?;
-    let counts = (channels.list.len(), clients.len());
     // Compiled before the channels are in force: both or neither.
     Directory::new(clients.clone()).with_context(|| format!("clients of {}", config.node.clients.display()))?;
-    engine.configure(channels.list.clone()).map_err(|e| refused(&channels, e))?;
-    sources.taken(taken);
+    let (channels, clients_known) = (sources.put_in_force(engine)?, clients.len());
     directory.replace(clients)?;
-    events::Reloaded { channels: counts.0, clients: counts.1 }.emit();
+    events::Reloaded { channels, clients: clients_known }.emit();
     Ok(())
 }

@@ -3,7 +3,6 @@
 
 use super::{keep, reload};
 use crate::{
-    channel::Channel,
     config::{Channels, Config, SharedChannel},
     discovery::{Follow, Seen, kv},
     engine::Engine,
@@ -124,27 +123,23 @@ impl Sources {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// The channels as they are now in the folder and in the KV; with the last good shared ones where the KV's are not. The second
-    /// is what to do once they are in force.
-    pub fn read(&self) -> anyhow::Result<(Channels, Taken)> {
-        let (good, seen) = {
+    /// Puts the channels in force as they are now in the folder and in the KV; with the last good shared ones where the KV's are not.
+    /// The caller holds [`Sources::changes`]. Gives how many there are.
+    pub fn put_in_force(&self, engine: &Engine) -> anyhow::Result<usize> {
+        let (good, newer) = {
             let state = self.state();
-            (state.good.clone(), state.seen.clone())
+            // What was refused may be good now, with another folder.
+            let refused =
+                state.seen.clone().filter(|seen| state.problem.is_some() && seen.channels != state.good && !vanished(seen));
+            (state.good.clone(), refused.map(|seen| seen.channels))
         };
-        let newer = seen.map(|seen| seen.channels).filter(|channels| *channels != good && self.state().problem.is_some());
         if let Some(newer) = newer
-            && let Ok(channels) = reload::channels(&self.folder, &newer)
+            && let Ok(count) = self.configure(&newer, engine)
         {
-            return Ok((channels, Taken(Some(newer))));
+            self.now_good(newer);
+            return Ok(count);
         }
-        Ok((reload::channels(&self.folder, &good)?, Taken(None)))
-    }
-
-    /// What was read is in force.
-    pub fn taken(&self, taken: Taken) {
-        if let Taken(Some(shared)) = taken {
-            self.now_good(shared);
-        }
+        self.configure(&good, engine)
     }
 
     fn now_good(&self, shared: Vec<SharedChannel>) {
@@ -158,11 +153,10 @@ impl Sources {
         state.problem = kept.err();
     }
 
-    /// Puts what stands in the KV in force, with the folder's.
-    fn put_in_force(&self, shared: &[SharedChannel], engine: &Engine) -> anyhow::Result<Vec<Channel>> {
+    fn configure(&self, shared: &[SharedChannel], engine: &Engine) -> anyhow::Result<usize> {
         let channels = reload::channels(&self.folder, shared)?;
         engine.configure(channels.list.clone()).map_err(|e| reload::refused(&channels, e))?;
-        Ok(channels.list)
+        Ok(channels.list.len())
     }
 
     /// Names of the shared channels in force, with their places.
@@ -188,8 +182,10 @@ impl Sources {
     }
 }
 
-/// What becomes the last good once the channels read with it are in force.
-pub(super) struct Taken(Option<Vec<SharedChannel>>);
+/// Nothing there, and nothing says that this is meant.
+fn vanished(seen: &Seen) -> bool {
+    seen.channels.is_empty() && !seen.folder
+}
 
 impl Follow for Sources {
     fn take(&self, seen: Seen) {
@@ -210,8 +206,7 @@ impl Follow for Sources {
             self.state().problem = None;
             return;
         }
-        let vanished = seen.channels.is_empty() && !seen.folder;
-        let tried = match vanished {
+        let tried = match vanished(&seen) {
             true => {
                 let prefix = kv::prefix(&self.domain);
                 Err(anyhow::anyhow!(
@@ -219,11 +214,11 @@ impl Follow for Sources {
                      the last shared channel away on purpose, put the key {prefix} without a value first"
                 ))
             }
-            false => self.put_in_force(&seen.channels, &engine),
+            false => self.configure(&seen.channels, &engine),
         };
         match tried {
             Ok(channels) => {
-                events::ChannelsTaken { shared: seen.channels.len(), channels: channels.len() }.emit();
+                events::ChannelsTaken { shared: seen.channels.len(), channels }.emit();
                 self.now_good(seen.channels);
             }
             Err(error) => {

@@ -155,6 +155,7 @@ async fn compare(inner: &Inner, known: &mut Known) -> Result<(), Error> {
 /// Maintenance for every instance, then a look until the catalog names none of them as healthy.
 pub(super) async fn withdraw(inner: &Inner) -> Result<(), Error> {
     let _turn = inner.turn.lock().await;
+    events::registered(false);
     for instance in &inner.plan.instances {
         let query = [("enable", "true"), ("reason", MAINTENANCE)];
         match inner.client.put(&["agent", "service", "maintenance", &instance.id], &query, None).await {

@@ -8,7 +8,10 @@ use super::{
 use crate::{config::SharedChannel, telemetry::discovery as events};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::Deserialize;
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering::SeqCst},
+    time::Duration,
+};
 
 /// How long a query waits for a change.
 const WAIT: Duration = Duration::from_secs(55);
@@ -82,6 +85,7 @@ pub(super) async fn keep_following(inner: Arc<Inner>, follow: Arc<dyn Follow>) {
                 backoff.wait()
             }
         };
+        inner.answered.store(true, SeqCst);
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             () = inner.stop.cancelled() => return,

@@ -24,9 +24,9 @@ use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU8, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU8, Ordering::SeqCst},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use tokio::runtime::{Builder, Runtime};
 use tokio_util::sync::CancellationToken;
@@ -83,6 +83,8 @@ struct Inner {
     turn: tokio::sync::Mutex<()>,
     registration: Mutex<Link>,
     channels: Mutex<Link>,
+    /// The KV was read once, or cannot be.
+    answered: AtomicBool,
     stop: CancellationToken,
 }
 
@@ -112,6 +114,7 @@ impl Discovery {
             turn: tokio::sync::Mutex::default(),
             registration: Mutex::new(Link::new("starting", String::new())),
             channels: Mutex::new(Link::new("starting", String::new())),
+            answered: AtomicBool::new(parts.follow.is_none()),
             stop: CancellationToken::new(),
         });
         let runtime = Builder::new_multi_thread()
@@ -125,6 +128,15 @@ impl Discovery {
             runtime.spawn(kv::keep_following(inner.clone(), follow));
         }
         Ok(Self { inner, runtime: Mutex::new(Some(runtime)) })
+    }
+
+    /// Blocks until the channels of the KV were taken for the first time, or it is clear that they cannot be; `discovery.timeout` at
+    /// most. A node that accepted before might give a message to another channel than the one meant for it.
+    pub fn settle(&self) {
+        let until = Instant::now() + self.inner.config.timeout;
+        while !self.inner.answered.load(SeqCst) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// Puts all of the node's instances into maintenance and waits until the names hold none of them, at most some seconds.

@@ -1,12 +1,18 @@
 //! A real Consul agent (a server of its own, with DNS), what its names and catalog say, and nodes that register with it.
 #![allow(dead_code)] // each test file uses its part
 
-use crate::harness::{Builder, Node, http, node::free_port, parts, wait_until};
+use crate::harness::{
+    Builder, Node, http,
+    node::free_port,
+    parts, wait_until,
+    wire::{Tag, adt, frame},
+};
 use serde_json::Value;
 use std::{
     collections::BTreeSet,
     fs,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    io::{Read, Write},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Mutex,
@@ -210,4 +216,18 @@ pub fn wait_log(node: &Node, words: &str) {
 /// The lines of the log that hold these words.
 pub fn lines(node: &Node, words: &str) -> usize {
     node.log().lines().filter(|l| l.contains(words)).count()
+}
+
+/// A new connection gets a message acknowledged.
+pub fn mllp_serves(at: SocketAddr, n: u64) -> bool {
+    let try_it = || -> std::io::Result<bool> {
+        let mut stream = TcpStream::connect_timeout(&at, Duration::from_secs(5))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        let message = adt(&Tag { key: format!("k{n}"), seq: 1, id: format!("D{n}") }, 300, "");
+        stream.write_all(&frame(&message))?;
+        let mut answer = [0; 1024];
+        let n = stream.read(&mut answer)?;
+        Ok(answer[..n].windows(6).any(|w| w == b"MSA|AA"))
+    };
+    try_it().unwrap_or(false)
 }
