@@ -10,7 +10,10 @@ use crate::{
 use anyhow::Context;
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+/// How long something is wrong before it is worth an alert.
+const LASTING: Duration = Duration::from_secs(60);
 
 /// Starts discovery, where the configuration names an agent.
 pub(super) fn start(config: &Config, listeners: &Listeners, sources: &Arc<Sources>) -> anyhow::Result<Option<Arc<Discovery>>> {
@@ -60,6 +63,16 @@ impl View {
     pub fn new(config: &Config, discovery: &Option<Arc<Discovery>>, sources: &Arc<Sources>) -> Self {
         let (node, domain) = (config.node.name.clone(), config.node.domain.clone());
         Self { discovery: discovery.clone(), sources: sources.clone(), node, domain }
+    }
+}
+
+impl View {
+    /// Problems that are worth an alert: an agent that restarts is none.
+    pub fn lasting_problems(&self) -> usize {
+        let Some(discovery) = &self.discovery else { return 0 };
+        let links = [discovery.registration(), discovery.channels()];
+        let lasting = links.iter().filter(|link| !link.error.is_empty() && link.lasted() >= LASTING).count();
+        lasting + usize::from(self.sources.problem().is_some())
     }
 }
 

@@ -200,9 +200,9 @@ impl Node {
         let feed =
             Feed::start(ledger.clone(), config.feed.clone(), host::background).context("the live feed cannot be started")?;
         let discovery = discovery::start(config, listeners, &sources)?;
-        let (alerts, told) = alerts::spawn(config, receivers, &engine, &directory, &ledger, &feed, &stop_admin)?;
+        let cluster = Arc::new(discovery::View::new(config, &discovery, &sources));
+        let (alerts, told) = alerts::spawn(config, receivers, &engine, &directory, &ledger, &feed, &cluster, &stop_admin)?;
         let mut admin = {
-            let cluster = Arc::new(discovery::View::new(config, &discovery, &sources));
             let changes = sources.changes();
             let shown = store::Shown {
                 engine: &engine,

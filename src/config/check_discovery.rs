@@ -62,6 +62,9 @@ impl Check<'_> {
         }
         let loopback =
             host == "localhost" || host.trim_matches(['[', ']']).parse().is_ok_and(|a: std::net::IpAddr| a.is_loopback());
+        if !loopback && config.health.listen.ip().is_loopback() {
+            self.warn("health.listen", "is on loopback, where the Consul agent of another machine cannot look");
+        }
         if scheme == "https" && d.ca.is_none() {
             self.warn("discovery.consul", "an agent's certificate is seldom from a public authority; name its own with ca");
         }

@@ -43,7 +43,8 @@ struct Known {
 /// Until discovery stops.
 pub(super) async fn keep_registered(inner: Arc<Inner>) {
     let (mut known, mut backoff) = (Known::default(), Backoff::new());
-    loop {
+    // Who has left tells nothing more.
+    while inner.phase() != Phase::Left {
         let wait = match round(&inner, &mut known).await {
             Ok(()) => {
                 backoff = Backoff::new();
@@ -121,7 +122,7 @@ async fn compare(inner: &Inner, known: &mut Known) -> Result<(), Error> {
     if inner.phase() != Phase::Serving {
         return Ok(());
     }
-    let (mut put, mut conflict) = (0, false);
+    let (mut put, mut missing, mut conflict) = (0_u64, 0, false);
     for instance in &inner.plan.instances {
         let found = there.get(&instance.id).map(|listed| &listed.definition);
         if found.is_some_and(|found| instance.is(found)) {
@@ -134,6 +135,7 @@ async fn compare(inner: &Inner, known: &mut Known) -> Result<(), Error> {
         let query: &[(&str, &str)] = if known.begun { &[] } else { &[("replace-existing-checks", "true")] };
         inner.client.put(&["agent", "service", "register"], query, Some(&body)).await?;
         put += 1;
+        missing += usize::from(found.is_none());
     }
     let ours = prefix(&inner.node);
     for (id, listed) in &there {
@@ -143,10 +145,10 @@ async fn compare(inner: &Inner, known: &mut Known) -> Result<(), Error> {
         }
     }
     if put > 0 {
-        events::put(put as u64);
-        if known.begun && there.is_empty() {
-            events::Lost { instances: put }.emit();
-        }
+        events::put(put);
+    }
+    if known.begun && missing > 0 {
+        events::Lost { instances: missing }.emit();
     }
     *known = Known { begun: true, compared: Some(Instant::now()), conflict: known.conflict && put > 0 || conflict };
     Ok(())

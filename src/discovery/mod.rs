@@ -55,9 +55,17 @@ pub struct Link {
 
 impl Link {
     fn new(state: &'static str, error: String) -> Self {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_millis() as u64);
-        Self { state, since, error }
+        Self { state, since: now_ms(), error }
     }
+
+    /// Since when, as a time that has passed.
+    pub fn lasted(&self) -> Duration {
+        Duration::from_millis(now_ms().saturating_sub(self.since))
+    }
+}
+
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_millis() as u64)
 }
 
 /// How the node stands in its life, as far as the names are concerned.

@@ -29,6 +29,7 @@ pub struct Agent {
     binary: PathBuf,
     pub http: SocketAddr,
     pub dns: SocketAddr,
+    serf: SocketAddr,
     /// The token shown by the calls of this harness.
     pub token: String,
 }
@@ -38,12 +39,22 @@ impl Agent {
         Self::with("{}")
     }
 
+    /// One that is no server, joined to one that is.
+    pub fn joined_to(server: &Agent, text: &str) -> Self {
+        let more = format!(r#""server":false,"node_name":"joined","retry_join":["{}"]"#, server.serf);
+        Self::laid_out(&more, text)
+    }
+
     /// With a further file of configuration.
     pub fn with(text: &str) -> Self {
+        Self::laid_out(r#""server":true,"bootstrap_expect":1"#, text)
+    }
+
+    fn laid_out(more: &str, text: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("hie-agent-").tempdir().expect("a folder");
         let (http, dns, server, serf) = (free_port(), free_port(), free_port(), free_port());
         let own = format!(
-            r#"{{"data_dir":{:?},"bind_addr":"127.0.0.1","client_addr":"127.0.0.1","server":true,"bootstrap_expect":1,
+            r#"{{"data_dir":{:?},"bind_addr":"127.0.0.1","client_addr":"127.0.0.1",{more},
                 "performance":{{"raft_multiplier":1}},
                 "ports":{{"http":{},"dns":{},"grpc":-1,"server":{},"serf_lan":{},"serf_wan":-1}}}}"#,
             dir.path().join("data"),
@@ -55,7 +66,7 @@ impl Agent {
         fs::create_dir(dir.path().join("conf")).expect("a folder");
         fs::write(dir.path().join("conf/10-own.json"), own).expect("configuration");
         fs::write(dir.path().join("conf/50-more.json"), text).expect("configuration");
-        let mut agent = Self { child: None, dir, binary: parts::fetch("consul"), http, dns, token: String::new() };
+        let mut agent = Self { child: None, dir, binary: parts::fetch("consul"), http, dns, serf, token: String::new() };
         agent.run();
         agent
     }
@@ -128,7 +139,7 @@ impl Agent {
         let server = format!("@{}", self.dns.ip());
         let (port, name) = (self.dns.port().to_string(), format!("{name}.service.consul"));
         let out = Command::new(dig())
-            .args(["+short", "+tries=1", "+time=1", "+noedns", &server, "-p", &port, &name, kind])
+            .args(["+short", "+tries=2", "+time=3", "+noedns", &server, "-p", &port, &name, kind])
             .output()
             .expect("dig runs");
         let text = String::from_utf8_lossy(&out.stdout).into_owned();
