@@ -111,8 +111,7 @@ fn channels_of_the_kv_are_followed_and_wrong_ones_refused() {
     };
     assert_eq!(put.status, 409, "{}", put.text());
     assert!(put.text().contains("Consul KV hie/default/channels/lab/adt"), "{}", put.text());
-    let made = two
-        .post("/channels", &format!(r#"{{"name":"own.made","when":"false","route":[{{"name":"r","mllp":["127.0.0.1:1"]}}]}}"#));
+    let made = two.post("/channels", r#"{"name":"own.made","when":"false","route":[{"name":"r","mllp":["127.0.0.1:1"]}]}"#);
     assert_eq!(made.status, 201, "{}", made.text());
     let mut files: Vec<String> = fs::read_dir(two.dir().join("channels.d"))
         .expect("a folder")
