@@ -212,15 +212,15 @@ fn an_agent_that_was_away_or_lost_the_node_gets_it_again() {
     time_until("it is put right", Duration::from_secs(15), || right(&agent));
     // A restart with its data, then one without.
     for forget in [false, true] {
-        let (before, wells) = (lines(&node, "not registered with Consul"), lines(&node, " registered with Consul instances"));
+        let (before, wells) = (lines(&node, "not in Consul's names"), lines(&node, " registered with Consul instances"));
         if forget {
             agent.kill_and_forget()
         } else {
             agent.kill()
         }
-        assert!(wait_until(SOON, || lines(&node, "not registered with Consul") > before), "{}", node.log_tail(20));
+        assert!(wait_until(SOON, || lines(&node, "not in Consul's names") > before), "{}", node.log_tail(20));
         std::thread::sleep(Duration::from_secs(3));
-        assert_eq!(lines(&node, "not registered with Consul"), before + 1, "one line for a state that lasts");
+        assert_eq!(lines(&node, "not in Consul's names"), before + 1, "one line for a state that lasts");
         assert!(mllp_serves(node.mllp, 1), "the node goes on");
         let seen = cluster(&node);
         assert_eq!(seen["registration"]["state"], "unreachable");
@@ -247,7 +247,11 @@ fn told(node: &Node, state: &str, words: &[&str]) {
     };
     assert!(wait_until(SOON, right), "{:?}\n{}", cluster(node)["registration"], node.log_tail(10));
     let log = node.log();
-    assert!(log.lines().any(|l| l.contains("not registered") && words.iter().all(|w| l.contains(w))), "{}", node.log_tail(20));
+    assert!(
+        log.lines().any(|l| l.contains("not in Consul's names") && words.iter().all(|w| l.contains(w))),
+        "{}",
+        node.log_tail(20)
+    );
     let status = node.get("/status").json();
     let problems = status["problems"].as_array().cloned().unwrap_or_default();
     assert!(problems.iter().any(|p| words.iter().all(|w| p.as_str().is_some_and(|p| p.contains(w)))), "{status}");
@@ -410,6 +414,37 @@ fn wrong_values_are_told_by_the_check() {
         let told = String::from_utf8_lossy(&out.stderr).into_owned();
         assert!(out.status.code() == Some(65) && told.contains(words), "{told}");
     }
+}
+
+/// A node that cannot accept leaves the names, and both that and an operator's maintenance are told with the reason.
+#[test]
+fn a_node_that_the_agent_finds_unhealthy_says_so() {
+    let (agent, receiver) = (Agent::start(), Receiver::willing());
+    let mut away = Receiver::willing();
+    away.down();
+    let builder = Builder::new().channel(all_to(&away)).section("[limits]\nmax_pending = 1");
+    let mut full = node_at(&agent.url(), "full", 2, builder, "");
+    full.start();
+    let open = node(&agent, "open", 3, &receiver, "");
+    agent.wait_for("mllp.hie", &[ip(2), ip(3)]);
+    assert!(mllp_serves(full.mllp, 1));
+    time_until("a node that is full leaves the names", Duration::from_secs(4), || agent.addresses("mllp.hie") == [ip(3)].into());
+    let told = |node: &Node, words: &str| {
+        let said = || cluster(node)["registration"].clone();
+        let right = || said()["state"] == "unhealthy" && said()["error"].as_str().is_some_and(|e| e.contains(words));
+        assert!(wait_until(Duration::from_secs(25), right), "{}", said());
+        assert!(lines(node, words) >= 1, "{}", node.log_tail(20));
+    };
+    told(&full, "queues are full");
+    away.up();
+    agent.wait_for("mllp.hie", &[ip(2), ip(3)]);
+    assert!(wait_until(Duration::from_secs(25), || cluster(&full)["registration"]["state"] == "well"));
+    // Maintenance by hand is respected.
+    agent.put("/v1/agent/service/maintenance/hie-open-mllp-lis?enable=true&reason=by+hand", "");
+    told(&open, "into maintenance (by hand)");
+    assert_eq!(agent.addresses("mllp.hie"), [ip(2)].into());
+    agent.put("/v1/agent/service/maintenance/hie-open-mllp-lis?enable=false", "");
+    agent.wait_for("mllp.hie", &[ip(2), ip(3)]);
 }
 
 /// What the operations guide says of a resolver that remembers: the agent's own, with the settings that presets render.

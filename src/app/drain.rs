@@ -56,12 +56,14 @@ pub(super) async fn run(node: Node, config: &Config, why: Ended, signalled: bool
         let messages = async {
             // Gateways first: what they have in hand may still need deliveries (proxy mode).
             blocking(move || instances.join()).await;
-            if let Some(discovery) = names {
-                discovery.leave().await;
-            }
+            let leave = async {
+                if let Some(discovery) = names {
+                    discovery.leave().await;
+                }
+            };
             // What is not over in time is delivered again at the next start.
             let left = limit.saturating_sub(began.elapsed()).max(LEAST);
-            let _ = tokio::time::timeout(left, engine.drain()).await;
+            let _ = tokio::join!(leave, tokio::time::timeout(left, engine.drain()));
         };
         tokio::join!(readers, messages);
     };

@@ -31,6 +31,12 @@ impl Check<'_> {
             return;
         }
         self.consul(config);
+        if d.address.is_none() && config.listeners().iter().all(|(name, at)| name == "health" || at.ip().is_loopback()) {
+            self.warn(
+                "discovery.consul",
+                "every listener is on loopback: the names lead each machine to itself; right for a trial on one",
+            );
+        }
         let domain = &config.node.domain;
         let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         if domain.is_empty() || domain.len() > 63 || !domain.chars().all(good) || domain.starts_with('-') || domain.ends_with('-')

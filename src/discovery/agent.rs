@@ -8,7 +8,7 @@ use super::{
 use crate::telemetry::discovery as events;
 use serde::Deserialize;
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -29,9 +29,26 @@ struct Listed {
     definition: Definition,
 }
 
+/// A check as the agent lists it.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Check {
+    #[serde(rename = "CheckID")]
+    id: String,
+    status: String,
+    #[serde(default)]
+    notes: String,
+    #[serde(default)]
+    output: String,
+    #[serde(rename = "ServiceID", default)]
+    service: String,
+}
+
 /// What is known of the agent's side.
 #[derive(Default)]
 struct Known {
+    /// Why the agent keeps the node out of the names, when it does.
+    unhealthy: Option<String>,
     /// The first registration of this process is done.
     begun: bool,
     /// When all was compared and well.
@@ -48,11 +65,17 @@ pub(super) async fn keep_registered(inner: Arc<Inner>) {
         let wait = match round(&inner, &mut known).await {
             Ok(()) => {
                 backoff = Backoff::new();
-                let conflict = known.conflict.then(|| {
-                    let name = &inner.node.name;
-                    format!("another node registers with this agent under the name {name} too: give each its own node.name")
-                });
-                told(&inner, conflict.map_or(Link::new("well", String::new()), |text| Link::new("conflict", text)));
+                let name = &inner.node.name;
+                let conflict =
+                    || format!("another node registers with this agent under the name {name} too: give each its own node.name");
+                told(
+                    &inner,
+                    match &known.unhealthy {
+                        _ if known.conflict => Link::new("conflict", conflict()),
+                        Some(why) => Link::new("unhealthy", format!("Consul's agent keeps this node out of the names: {why}")),
+                        None => Link::new("well", String::new()),
+                    },
+                );
                 BEAT
             }
             Err(error) => {
@@ -75,7 +98,7 @@ fn told(inner: &Inner, link: Link) {
     if inner.phase() == Phase::Serving {
         events::registered(well);
     }
-    if !well && link.state != "conflict" {
+    if !matches!(link.state, "well" | "conflict" | "unhealthy") {
         events::failed("registration", link.state);
     }
     if last.state == link.state {
@@ -84,7 +107,12 @@ fn told(inner: &Inner, link: Link) {
         return;
     }
     match well {
-        true => events::Registered { instances: inner.plan.instances.len(), service: SERVICE }.emit(),
+        true => events::Registered {
+            instances: inner.plan.instances.len(),
+            service: SERVICE,
+            left_out: &inner.plan.left_out.join("; "),
+        }
+        .emit(),
         false => events::NotRegistered { error: &link.error }.emit(),
     }
     *last = link;
@@ -150,8 +178,22 @@ async fn compare(inner: &Inner, known: &mut Known) -> Result<(), Error> {
     if known.begun && missing > 0 {
         events::Lost { instances: missing }.emit();
     }
-    *known = Known { begun: true, compared: Some(Instant::now()), conflict: known.conflict && put > 0 || conflict };
+    // What was registered just now has not been looked at yet.
+    let unhealthy = if put == 0 { unhealthy(inner).await? } else { None };
+    *known = Known { unhealthy, begun: true, compared: Some(Instant::now()), conflict: known.conflict && put > 0 || conflict };
     Ok(())
+}
+
+/// The agent's words about a check of this node that fails.
+async fn unhealthy(inner: &Inner) -> Result<Option<String>, Error> {
+    let filter = format!("ServiceName == \"{SERVICE}\" and Status == \"critical\"");
+    let failing: BTreeMap<String, Check> = inner.client.get(&["agent", "checks"], &[("filter", &filter)]).await?;
+    let ours = |check: &&Check| check.status == "critical" && inner.plan.instances.iter().any(|i| i.id == check.service);
+    Ok(failing.values().find(ours).map(|check| match check.id.starts_with("_service_maintenance:") {
+        true => format!("somebody put {} into maintenance ({})", check.service, check.notes),
+        // The health listener's own answer, or why there was none.
+        false => check.output.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect(),
+    }))
 }
 
 /// Maintenance for every instance, then a look until the catalog names none of them as healthy.

@@ -45,7 +45,7 @@ pub struct Parts {
 /// How one side of discovery is: the registration, or the channels.
 #[derive(Clone, Debug, Serialize)]
 pub struct Link {
-    /// `starting`, `well`, or a kind of error: `unreachable`, `tls`, `token`, `answer`, `conflict`.
+    /// `starting`, `well`, or what is wrong: `unreachable`, `tls`, `token`, `answer`, `conflict`, `unhealthy`.
     pub state: &'static str,
     /// Milliseconds since 1970.
     pub since: u64,
@@ -131,9 +131,11 @@ impl Discovery {
             .thread_name("hie-discovery")
             .enable_all()
             .build()?;
-        runtime.spawn(agent::keep_registered(inner.clone()));
+        let registered = inner.clone();
+        runtime.spawn(again(move || agent::keep_registered(registered.clone())));
         if let Some(follow) = parts.follow {
-            runtime.spawn(kv::keep_following(inner.clone(), follow));
+            let inner = inner.clone();
+            runtime.spawn(again(move || kv::keep_following(inner.clone(), follow.clone())));
         }
         Ok(Self { inner, runtime: Mutex::new(Some(runtime)) })
     }
@@ -200,6 +202,13 @@ impl Discovery {
     async fn run<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Option<T> {
         let task = self.runtime.lock().unwrap_or_else(|e| e.into_inner()).as_ref().map(|runtime| runtime.spawn(work))?;
         task.await.ok()
+    }
+}
+
+/// Runs it, and again when it panicked, which the hook has told: without it the node would slowly vanish from the names.
+async fn again<F: Future<Output = ()> + Send + 'static>(work: impl Fn() -> F) {
+    while tokio::spawn(work()).await.is_err_and(|e| e.is_panic()) {
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
 

@@ -8,20 +8,23 @@ use prometheus_client::{
 use std::{sync::LazyLock, time::Duration};
 
 /// The agent has the node as it should be.
-pub struct Registered {
+pub struct Registered<'a> {
     /// Ports registered.
     pub instances: usize,
     pub service: &'static str,
+    /// Listeners that are not, and why.
+    pub left_out: &'a str,
 }
 
-impl Registered {
+impl Registered<'_> {
     /// Writes it.
     pub fn emit(self) {
-        tracing::info!(instances = self.instances, service = self.service, "registered with Consul");
+        let left_out = Some(self.left_out).filter(|l| !l.is_empty());
+        tracing::info!(instances = self.instances, service = self.service, left_out, "registered with Consul");
     }
 }
 
-/// The agent is away, refuses, or has somebody else under this name.
+/// The agent is away, refuses, finds the node unhealthy, or has somebody else under this name.
 pub struct NotRegistered<'a> {
     /// What is wrong and what to do.
     pub error: &'a str,
@@ -30,7 +33,7 @@ pub struct NotRegistered<'a> {
 impl NotRegistered<'_> {
     /// Writes it.
     pub fn emit(self) {
-        tracing::warn!(error = self.error, "not registered with Consul; the node goes on and tries again");
+        tracing::warn!(error = self.error, "not in Consul's names; the node goes on and tries again");
     }
 }
 
@@ -199,7 +202,11 @@ struct Metrics {
 }
 
 static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
-    registered: register("discovery_registered", "1 while Consul's agent has the node as it should be.", Gauge::default()),
+    registered: register(
+        "discovery_registered",
+        "1 while Consul's agent has the node as it should be, and healthy.",
+        Gauge::default(),
+    ),
     registrations: register(
         "discovery_registrations",
         "Ports registered with Consul, again or for the first time.",
