@@ -30,6 +30,8 @@ pub struct Agent {
     pub http: SocketAddr,
     pub dns: SocketAddr,
     serf: SocketAddr,
+    /// Times that it has told the catalog of itself.
+    syncs: usize,
     /// The token shown by the calls of this harness.
     pub token: String,
 }
@@ -66,7 +68,7 @@ impl Agent {
         fs::create_dir(dir.path().join("conf")).expect("a folder");
         fs::write(dir.path().join("conf/10-own.json"), own).expect("configuration");
         fs::write(dir.path().join("conf/50-more.json"), text).expect("configuration");
-        let mut agent = Self { child: None, dir, binary: parts::fetch("consul"), http, dns, serf, token: String::new() };
+        let mut agent = Self { child: None, dir, binary: parts::fetch("consul"), http, dns, serf, syncs: 0, token: String::new() };
         agent.run();
         agent
     }
@@ -75,7 +77,7 @@ impl Agent {
         format!("http://{}", self.http)
     }
 
-    /// Starts it (again) and waits for a leader.
+    /// Starts it (again) and waits until it has a leader and has come to rest.
     pub fn run(&mut self) {
         let log = fs::File::options().append(true).create(true).open(self.dir.path().join("log")).expect("a log");
         let mut command = Command::new(&self.binary);
@@ -83,6 +85,12 @@ impl Agent {
         self.child = Some(command.stdout(log).stderr(Stdio::null()).spawn().expect("consul starts"));
         let up = wait_until(Duration::from_secs(30), || self.get("/v1/status/leader").is_some_and(|v| v.to_string().len() > 4));
         assert!(up, "{}", self.log());
+        // When its server comes up an agent compares all that it has with the catalog, up to three seconds later; should something be
+        // registered in that moment, it tries again after 15 to 30 s and tells nothing of a change until then (agent/ae of Consul).
+        let before = self.syncs;
+        assert!(wait_until(Duration::from_secs(60), || self.log().matches("Synced node info").count() > before), "{}", self.log());
+        self.syncs = self.log().matches("Synced node info").count();
+        std::thread::sleep(Duration::from_millis(3200));
     }
 
     pub fn log(&self) -> String {
@@ -153,7 +161,11 @@ impl Agent {
 
     pub fn wait_for(&self, name: &str, expected: &[IpAddr]) {
         let expected: BTreeSet<IpAddr> = expected.iter().copied().collect();
-        assert!(wait_until(SOON, || self.addresses(name) == expected), "{name}: {:?}, not {expected:?}", self.addresses(name));
+        let right = wait_until(SOON, || self.addresses(name) == expected);
+        let lines = self.log();
+        let lines: Vec<&str> = lines.lines().collect();
+        let last = lines.into_iter().filter(|l| !l.contains("Check is now critical")).collect::<Vec<_>>().join("\n");
+        assert!(right, "{name}: {:?}, not {expected:?}\n--- the agent's last lines:\n{last}", self.addresses(name));
     }
 }
 
