@@ -188,8 +188,11 @@ async fn compare(inner: &Inner, known: &mut Known) -> Result<(), Error> {
 async fn unhealthy(inner: &Inner) -> Result<Option<String>, Error> {
     let filter = format!("ServiceName == \"{SERVICE}\" and Status == \"critical\"");
     let failing: BTreeMap<String, Check> = inner.client.get(&["agent", "checks"], &[("filter", &filter)]).await?;
-    let ours = |check: &&Check| check.status == "critical" && inner.plan.instances.iter().any(|i| i.id == check.service);
-    Ok(failing.values().find(ours).map(|check| match check.id.starts_with("_service_maintenance:") {
+    let maintenance = |check: &Check| check.id.starts_with("_service_maintenance:");
+    // One without words has not been made yet.
+    let made = |check: &Check| check.status == "critical" && (maintenance(check) || !check.output.is_empty());
+    let ours = |check: &&Check| made(check) && inner.plan.instances.iter().any(|i| i.id == check.service);
+    Ok(failing.values().find(ours).map(|check| match maintenance(check) {
         true => format!("somebody put {} into maintenance ({})", check.service, check.notes),
         // The health listener's own answer, or why there was none.
         false => check.output.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect(),

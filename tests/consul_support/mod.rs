@@ -68,7 +68,8 @@ impl Agent {
         fs::create_dir(dir.path().join("conf")).expect("a folder");
         fs::write(dir.path().join("conf/10-own.json"), own).expect("configuration");
         fs::write(dir.path().join("conf/50-more.json"), text).expect("configuration");
-        let mut agent = Self { child: None, dir, binary: parts::fetch("consul"), http, dns, serf, syncs: 0, token: String::new() };
+        let mut agent =
+            Self { child: None, dir, binary: parts::fetch("consul"), http, dns, serf, syncs: 0, token: String::new() };
         agent.run();
         agent
     }
@@ -88,7 +89,11 @@ impl Agent {
         // When its server comes up an agent compares all that it has with the catalog, up to three seconds later; should something be
         // registered in that moment, it tries again after 15 to 30 s and tells nothing of a change until then (agent/ae of Consul).
         let before = self.syncs;
-        assert!(wait_until(Duration::from_secs(60), || self.log().matches("Synced node info").count() > before), "{}", self.log());
+        assert!(
+            wait_until(Duration::from_secs(60), || self.log().matches("Synced node info").count() > before),
+            "{}",
+            self.log()
+        );
         self.syncs = self.log().matches("Synced node info").count();
         std::thread::sleep(Duration::from_millis(3200));
     }
