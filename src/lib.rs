@@ -9,6 +9,7 @@
 //! - [`admin`]: management API, health, metrics
 //! - [`gateway`]: connectors in and out, receivers of alerts
 //! - [`alert`]: what operators have to know without looking
+//! - [`discovery`]: the Consul agent: names, members, shared channels
 //! - [`transport`]: accepted messages to workers
 //! - [`ledger`]: the log of facts and bodies, and the views folded from it
 //! - [`engine`]: accept, dispatch, deliver
@@ -25,6 +26,7 @@ pub mod app;
 pub mod channel;
 pub mod cli;
 pub mod config;
+pub mod discovery;
 pub mod engine;
 pub mod gateway;
 pub mod host;

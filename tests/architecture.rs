@@ -20,6 +20,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("gateway", &["engine", "channel", "message", "telemetry", "config"]),
     ("gateway/inbound", &["engine", "channel", "message", "telemetry", "config"]),
     ("gateway/outbound", &["engine", "channel", "message", "telemetry", "config"]),
+    // The agent's client; who is named and what is done with channels comes from app.
+    ("discovery", &["telemetry", "config"]),
     // Named by its receivers, and read by the management API.
     ("alert", &["telemetry", "config"]),
     ("gateway/outbound/notify", &["alert", "gateway/outbound/tls", "channel", "config", "telemetry/alert"]),
@@ -31,8 +33,40 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("config", &["channel", "message/hl7/charset", "preset"]),
     // Its clock is the engine's.
     ("host", &["telemetry", "engine/ports"]),
-    ("app", &["admin", "alert", "gateway", "transport", "ledger", "engine", "channel", "message", "telemetry", "config", "host"]),
-    ("cli", &["app", "admin", "gateway", "ledger", "engine", "channel", "message", "telemetry", "config", "host", "preset"]),
+    (
+        "app",
+        &[
+            "admin",
+            "alert",
+            "discovery",
+            "gateway",
+            "transport",
+            "ledger",
+            "engine",
+            "channel",
+            "message",
+            "telemetry",
+            "config",
+            "host",
+        ],
+    ),
+    (
+        "cli",
+        &[
+            "app",
+            "admin",
+            "discovery",
+            "gateway",
+            "ledger",
+            "engine",
+            "channel",
+            "message",
+            "telemetry",
+            "config",
+            "host",
+            "preset",
+        ],
+    ),
 ];
 
 /// Libraries that belong to some parts only.
@@ -41,7 +75,7 @@ const BELONGS_TO: &[(&str, &[&str])] = &[
     ("lapin", &["transport/rabbitmq"]),
     ("async_rs", &["transport/rabbitmq"]),
     ("futures_io", &["transport/rabbitmq"]),
-    ("reqwest", &["gateway/outbound", "cli"]),
+    ("reqwest", &["gateway/outbound", "discovery", "cli"]),
     ("lettre", &["gateway/outbound/notify"]),
     ("nix", &["host"]),
     ("rustix", &["host"]),
@@ -296,7 +330,7 @@ fn the_checker_finds_what_is_forbidden() {
         ("engine/accept.rs", "use rusqlite::Connection;", "uses rusqlite, which belongs to ledger"),
         ("engine/accept.rs", "mod inner { use nix::unistd; }", "uses nix, which belongs to host"),
         ("engine/accept.rs", "fn f() { let _ = figment::Figment::new(); }", "uses figment, which belongs to config"),
-        ("gateway/inbound/http.rs", "use reqwest::Client;", "uses reqwest, which belongs to gateway/outbound, cli"),
+        ("gateway/inbound/http.rs", "use reqwest::Client;", "uses reqwest, which belongs to gateway/outbound, discovery, cli"),
         ("host/lock.rs", "use crate::config::Config;", "imports crate::config::Config"),
         ("telemetry/host.rs", "use crate::engine::accept;", "imports crate::engine::accept"),
         ("engine/accept.rs", "fn f() { tokio::select! { _ = crate::ledger::x() => {} } }", "imports crate::ledger::x"),

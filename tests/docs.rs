@@ -33,6 +33,7 @@ fn every_key_is_documented() {
         ("## `tls` of a listener", keys::<config::ServerTls>()),
         ("## `[admin]`", [admin("admin", keys::<config::Admin>()), admin("health", keys::<config::Health>())].concat()),
         ("## `[feed]`", keys::<config::Feed>()),
+        ("## `[discovery]`", keys::<config::Discovery>()),
         ("## `[ledger]`", keys::<config::Ledger>()),
         ("## `[limits]`", keys::<config::Limits>()),
         ("## `[transport]`", keys::<config::Transport>()),

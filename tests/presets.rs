@@ -453,6 +453,7 @@ fn consul_loads_the_files_of_every_tier() {
         let multiplier = tier["consul"]["raft_multiplier"].as_u64().expect("a number");
         // A second at multiplier 1.
         assert_eq!(config["ConsulRaftElectionTimeout"], format!("{multiplier}s"), "{name}");
+        assert_eq!((&config["DNSUseCache"], &config["DNSCacheMaxAge"]), (&true.into(), &"10m0s".into()), "{name}");
         assert_eq!(config["HTTPMaxConnsPerClient"], tier["consul"]["http_max_conns_per_client"], "{name}");
         assert_eq!(config["RPCMaxConnsPerClient"], tier["consul"]["rpc_max_conns_per_client"], "{name}");
     }

@@ -56,6 +56,7 @@ pub(super) async fn create(State(app): State<App>, Body(json): Body<Value>) -> R
     let channel = read(json, None)?;
     let _one_at_a_time = app.edit.lock().await;
     let shown = app.blocking(move |state| {
+        let _held = held(state);
         let mut channels = state.control.channels();
         if channels.iter().any(|c| c.name == channel.name) {
             return Err(ApiError::conflict("a channel of this name is there", "PUT /channels/{name} changes it"));
@@ -77,6 +78,8 @@ pub(super) async fn update(
     let channel = read(json, Some(&name))?;
     let _one_at_a_time = app.edit.lock().await;
     let shown = app.blocking(move |state| {
+        let _held = held(state);
+        own(state, &channel.name)?;
         unchanged(state, &headers, &channel.name)?;
         let mut channels = state.control.channels();
         let old = channels.iter_mut().find(|c| c.name == channel.name).ok_or_else(|| ApiError::not_found("channel"))?;
@@ -91,6 +94,8 @@ pub(super) async fn update(
 pub(super) async fn remove(State(app): State<App>, Path(name): Path<String>, headers: HeaderMap) -> Result<StatusCode, ApiError> {
     let _one_at_a_time = app.edit.lock().await;
     app.blocking(move |state| {
+        let _held = held(state);
+        own(state, &name)?;
         unchanged(state, &headers, &name)?;
         let old = state.control.channels();
         let channels: Vec<Channel> = old.iter().filter(|c| c.name != name).cloned().collect();
@@ -105,6 +110,21 @@ pub(super) async fn remove(State(app): State<App>, Path(name): Path<String>, hea
         Ok(StatusCode::NO_CONTENT)
     })
     .await?
+}
+
+/// Nobody else changes the channels in force meanwhile.
+fn held(state: &AdminState) -> std::sync::MutexGuard<'_, ()> {
+    state.changes.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+/// A channel that the domain shares is changed where it is.
+fn own(state: &AdminState, name: &str) -> Result<(), ApiError> {
+    match state.cluster.shared_channels().get(name) {
+        Some(place) => {
+            Err(ApiError::conflict(format!("the channel is shared by the domain's nodes: {place}"), "change it there"))
+        }
+        None => Ok(()),
+    }
 }
 
 fn files(state: &AdminState) -> Tables<'_> {
@@ -136,8 +156,8 @@ fn swap<T>(state: &AdminState, channels: Vec<Channel>, write: impl FnOnce() -> R
 /// Writes the channels that are in force and in no file: those of the built-in sample set would be gone at the next start, when
 /// there are files.
 fn write_missing(state: &AdminState, channels: &[Channel]) -> Result<(), ApiError> {
-    let (files, there) = (files(state), files(state).all()?);
-    for channel in channels.iter().filter(|c| !there.contains_key(&c.name)) {
+    let (files, there, shared) = (files(state), files(state).all()?, state.cluster.shared_channels());
+    for channel in channels.iter().filter(|c| !there.contains_key(&c.name) && !shared.contains_key(&c.name)) {
         files.put(&channel.name, &table(channel)?)?;
     }
     Ok(())

@@ -9,6 +9,7 @@ mod auth;
 mod caching;
 mod channels;
 mod clients;
+mod cluster;
 mod delivery;
 mod error;
 mod extract;
@@ -29,6 +30,7 @@ mod token;
 mod transactions;
 mod view;
 
+pub use cluster::Cluster;
 pub use records::{Detail, Hit, Query, Records, RecordsError};
 pub use routes::mounted;
 pub use token::{Token, TokenError};
@@ -37,7 +39,13 @@ use crate::{
     alert::Alerts,
     engine::{directory::Directory, ports::Control},
 };
-use std::{io, net::TcpListener, path::PathBuf, sync::Arc, thread::JoinHandle};
+use std::{
+    io,
+    net::TcpListener,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    thread::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 
 /// What the management API works on.
@@ -46,6 +54,10 @@ pub struct AdminState {
     pub control: Arc<dyn Control>,
     /// The ledger.
     pub records: Arc<dyn Records>,
+    /// The node among others.
+    pub cluster: Arc<dyn Cluster>,
+    /// Held while the channels in force are changed, here or elsewhere.
+    pub changes: Arc<Mutex<()>>,
     /// The clients in force.
     pub directory: Arc<Directory>,
     /// Folder of channel files.

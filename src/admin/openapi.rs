@@ -1,6 +1,6 @@
 //! `/openapi.json`, from the handlers themselves.
 
-use super::{alerts, channels, clients, delivery, feed::door, stats, status, tasks, transactions};
+use super::{alerts, channels, clients, cluster, delivery, feed::door, stats, status, tasks, transactions};
 use axum::Json;
 use utoipa::{
     Modify, OpenApi,
@@ -11,7 +11,7 @@ use utoipa::{
 #[openapi(
     info(title = "hie management API", description = "Resource names and shapes follow OpenHIM's; what OpenHIM has no word for is under `hie`. Lists take filterLimit and filterPage. Errors are {\"error\", \"hint\"}. GET of a resource has an ETag and answers If-None-Match with 304; PUT and DELETE of channels and clients take If-Match."),
     paths(
-        status::heartbeat, status::live, status::ready, status::metrics, status::status, status::drain, document,
+        status::heartbeat, status::live, status::ready, status::metrics, status::status, status::drain, cluster::show, document,
         transactions::list, transactions::search, transactions::show, transactions::body,
         delivery::rerun, delivery::requeue, delivery::discard, delivery::routes, delivery::pause, delivery::resume,
         tasks::create, tasks::list, tasks::show, tasks::cancel,

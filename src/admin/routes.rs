@@ -3,7 +3,7 @@
 use super::{
     alerts, auth,
     caching::{self, Kept, kept},
-    channels, clients, delivery,
+    channels, clients, cluster, delivery,
     error::ApiError,
     feed::door,
     openapi,
@@ -41,6 +41,7 @@ fn closed() -> Vec<Entry> {
     vec![
         ("get", "/metrics", get(status::metrics)),
         ("get", "/status", get(status::status)),
+        ("get", "/cluster", get(cluster::show)),
         ("post", "/drain", post(status::drain)),
         ("get", "/openapi.json", kept(get(openapi::document), Kept::Private)),
         ("get", "/transactions", kept(get(transactions::list), Kept::Never)),

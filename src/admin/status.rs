@@ -111,7 +111,7 @@ pub(super) async fn status(State(app): State<App>) -> Result<Json<Status>, ApiEr
             feed_limit: feed.max_total,
             memory: telemetry::resident_bytes(),
             ledger: state.records.stats(),
-            problems: state.records.problems(),
+            problems: [state.records.problems(), state.cluster.problems()].concat(),
         }
     });
     status.await.map(Json)

@@ -1,6 +1,6 @@
 //! Alerts joined with the node: what they look at, and where they are kept.
 
-use super::prepare::Wrong;
+use super::{discovery, prepare::Wrong};
 use crate::{
     admin::feed::{AlertEvent, AlertSource, Feed},
     alert::{
@@ -46,6 +46,7 @@ pub(super) fn spawn(
     directory: &Arc<Directory>,
     ledger: &Arc<Ledger>,
     feed: &Arc<Feed>,
+    cluster: &Arc<discovery::View>,
     stop: &CancellationToken,
 ) -> anyhow::Result<(Arc<Alerts>, JoinHandle<()>)> {
     let observer = View {
@@ -55,6 +56,7 @@ pub(super) fn spawn(
         directory: directory.clone(),
         ledger: ledger.clone(),
         feed: feed.clone(),
+        cluster: cluster.clone(),
     };
     let parts = alert::Parts {
         rules: config.alerts.clone(),
@@ -112,6 +114,7 @@ struct View {
     directory: Arc<Directory>,
     ledger: Arc<Ledger>,
     feed: Arc<Feed>,
+    cluster: Arc<discovery::View>,
 }
 
 impl View {
@@ -187,7 +190,7 @@ impl Observer for View {
             ledger: Some(self.ledger()),
             certificates: self.certificates.clone(),
             not_ready: not_ready.iter().filter(|reason| !reason.starts_with("draining")).count(),
-            problems: self.ledger.problems().len(),
+            problems: self.ledger.problems().len() + self.cluster.lasting_problems(),
         }
     }
 }

@@ -4,12 +4,13 @@
 use super::{Ended, Node};
 use crate::{
     config::Config,
+    discovery::Discovery,
     engine::ports::Control,
     host::{
         signals::{Signal, Signals},
         systemd,
     },
-    telemetry::app as events,
+    telemetry::{app as events, discovery as names},
 };
 use std::{
     cell::Cell,
@@ -19,6 +20,8 @@ use std::{
 
 /// What closing may take beyond `node.drain_timeout`.
 const CLOSING: Duration = Duration::from_secs(10);
+/// What leaving the names may take before the node serves on without them.
+const WITHDRAWING: Duration = Duration::from_secs(5);
 /// Deliveries get this long even when the gateways took the whole of `node.drain_timeout`.
 const LEAST: Duration = Duration::from_secs(1);
 /// Cut short, the log still gets this long to write what it holds.
@@ -27,28 +30,40 @@ const LAST_COMMIT: Duration = Duration::from_secs(1);
 /// Drains and closes the node. `signalled`: the drain was asked for by a signal, so that the next TERM or INT is the
 /// second. Returns how it ended: TERM or INT during an upgrade's drain make it a stop.
 pub(super) async fn run(node: Node, config: &Config, why: Ended, signalled: bool, signals: &mut Signals) -> Ended {
-    let Node { engine, ledger, instances, delivery, admin, feed, drain, stop_admin, .. } = node;
+    let Node { engine, ledger, instances, delivery, admin, feed, discovery, drain, stop_admin, .. } = node;
+    // Of no use to an upgrade, which refuses nobody and stays in the names.
+    let names = discovery.as_ref().filter(|_| why == Ended::Stopped);
+    let serving_on = names.map_or(Duration::ZERO, |_| config.discovery.dns_ttl + WITHDRAWING);
     let limit = config.node.drain_timeout;
     let began = Instant::now();
     let ended = Cell::new(why);
-    let stopping = || systemd::stopping((limit + CLOSING).saturating_sub(began.elapsed()));
+    let stopping = || systemd::stopping((serving_on + limit + CLOSING).saturating_sub(began.elapsed()));
     if why == Ended::Stopped {
         stopping();
     }
     // Balancers see it before the first connection is refused.
     engine.announce_drain();
-    drain.cancel();
 
     let connections = instances.connections();
     let in_hand = async {
+        if let Some(discovery) = names {
+            withdraw(discovery, config.discovery.dns_ttl).await;
+        }
+        drain.cancel();
+        let began = Instant::now();
         // Readers of the live feed are sent away over time, meanwhile: they come back elsewhere, and not all at once.
         let readers = blocking(move || feed.drain(limit / 2));
         let messages = async {
             // Gateways first: what they have in hand may still need deliveries (proxy mode).
             blocking(move || instances.join()).await;
+            let leave = async {
+                if let Some(discovery) = names {
+                    discovery.leave().await;
+                }
+            };
             // What is not over in time is delivered again at the next start.
             let left = limit.saturating_sub(began.elapsed()).max(LEAST);
-            let _ = tokio::time::timeout(left, engine.drain()).await;
+            let _ = tokio::join!(leave, tokio::time::timeout(left, engine.drain()));
         };
         tokio::join!(readers, messages);
     };
@@ -69,12 +84,14 @@ pub(super) async fn run(node: Node, config: &Config, why: Ended, signalled: bool
             }
         }
     };
-    let in_time = || began.elapsed() < limit + CLOSING;
+    let in_time = || began.elapsed() < serving_on + limit + CLOSING;
     let finished = tokio::select! {
         () = in_hand => true,
         () = told_again => false,
         never = systemd::watchdog(|| in_time() && ledger.is_alive()) => match never {},
     };
+    // Cut short, nobody has been told yet.
+    drain.cancel();
     let pending = engine.pending();
     stop_admin.cancel();
     if !finished {
@@ -87,6 +104,11 @@ pub(super) async fn run(node: Node, config: &Config, why: Ended, signalled: bool
             let _ = done.send(());
         });
         let _ = closed.recv_timeout(LAST_COMMIT);
+        if let Some(discovery) = &discovery {
+            // Not its last chance: the checks fail from here on.
+            let _ = tokio::time::timeout(LAST_COMMIT, discovery.leave()).await;
+            discovery.stop();
+        }
         return Ended::Stopped;
     }
     let closing = blocking(move || {
@@ -101,8 +123,22 @@ pub(super) async fn run(node: Node, config: &Config, why: Ended, signalled: bool
         () = closing => {}
         never = systemd::watchdog(in_time) => match never {},
     }
+    if let Some(discovery) = &discovery {
+        // An upgrade that became a stop.
+        if names.is_none() && ended.get() == Ended::Stopped {
+            discovery.leave().await;
+        }
+        discovery.stop();
+    }
     events::Stopped { pending }.emit();
     ended.get()
+}
+
+/// Leaves the names, then serves those who still hold an old answer.
+async fn withdraw(discovery: &Discovery, serving: Duration) {
+    let done = discovery.withdraw().await;
+    names::Withdrawn { done, serving }.emit();
+    tokio::time::sleep(serving).await;
 }
 
 /// Runs what blocks beside the supervisor.

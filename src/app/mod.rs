@@ -1,6 +1,7 @@
 //! The composition root: configuration to a running node, until it is drained. The only module that knows every part.
 
 mod alerts;
+mod discovery;
 mod drain;
 mod feed;
 mod instances;
@@ -10,9 +11,11 @@ mod pauses;
 mod prepare;
 mod records;
 mod reload;
+mod shared;
 mod store;
 
 pub use prepare::check;
+pub use shared::kept as kept_channels;
 
 use crate::message::hl7::charset;
 use crate::{
@@ -129,6 +132,11 @@ struct Node {
     delivery: tokio::runtime::Runtime,
     admin: Vec<std::thread::JoinHandle<()>>,
     feed: Arc<Feed>,
+    sources: Arc<shared::Sources>,
+    discovery: Option<Arc<crate::discovery::Discovery>>,
+    /// The management API was asked to drain.
+    asked: CancellationToken,
+    /// The gateways drain.
     drain: CancellationToken,
     stop_admin: CancellationToken,
     beats: std::sync::Mutex<(Instant, Vec<u64>)>,
@@ -137,7 +145,8 @@ struct Node {
 impl Node {
     fn build(config: &Config, listeners: &Arc<Listeners>) -> Result<Self, StartError> {
         let store = &config.node.store;
-        let channels = reload::channels(&config.node.channels).map_err(StartError::Config)?;
+        let sources = Arc::new(shared::Sources::open(config).map_err(StartError::Config)?);
+        let channels = sources.channels().map_err(StartError::Config)?;
         let clients = reload::clients(&config.node.clients).map_err(StartError::Config)?;
         let receivers = alerts::receivers(config).map_err(|e| StartError::Config(prepare::told(e)))?;
         let ports = ports(config, listeners).map_err(StartError::Config)?;
@@ -182,17 +191,29 @@ impl Node {
             channels.list.clone(),
         )
         .map_err(|e| StartError::Config(reload::refused(&channels, e)))?;
+        sources.joined(&engine);
         store::restore(&ledger, &transport, &resend)?;
         ledger.start(Arc::new(Sink(transport.clone()))).context("the ledger cannot be started")?;
         transport.launch();
 
-        let (drain, stop_admin) = (CancellationToken::new(), CancellationToken::new());
+        let (asked, drain, stop_admin) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         let feed =
             Feed::start(ledger.clone(), config.feed.clone(), host::background).context("the live feed cannot be started")?;
-        let (alerts, told) = alerts::spawn(config, receivers, &engine, &directory, &ledger, &feed, &stop_admin)?;
+        let discovery = discovery::start(config, listeners, &sources)?;
+        let cluster = Arc::new(discovery::View::new(config, &discovery, &sources));
+        let (alerts, told) = alerts::spawn(config, receivers, &engine, &directory, &ledger, &feed, &cluster, &stop_admin)?;
         let mut admin = {
-            let shown = store::Shown { engine: &engine, directory: &directory, ledger: &ledger, feed: &feed, alerts: &alerts };
-            store::serve_admin(config, listeners, &shown, &drain, &stop_admin)?
+            let changes = sources.changes();
+            let shown = store::Shown {
+                engine: &engine,
+                directory: &directory,
+                ledger: &ledger,
+                feed: &feed,
+                alerts: &alerts,
+                cluster,
+                changes,
+            };
+            store::serve_admin(config, listeners, &shown, &asked, &stop_admin)?
         };
         admin.push(told);
         let shared = Shared {
@@ -207,7 +228,21 @@ impl Node {
         let beats = std::sync::Mutex::new((Instant::now(), Vec::new()));
         // Accepting begins here; whatever came earlier waited in the accept queues.
         tracing::debug!(store = %store.display(), "built");
-        Ok(Self { engine, directory, ledger, instances, delivery, admin, feed, drain, stop_admin, beats })
+        Ok(Self {
+            engine,
+            directory,
+            ledger,
+            instances,
+            delivery,
+            admin,
+            feed,
+            sources,
+            discovery,
+            asked,
+            drain,
+            stop_admin,
+            beats,
+        })
     }
 
     /// Works until it is told to end: how, and whether by a signal.
@@ -223,7 +258,7 @@ impl Node {
             let signal = tokio::select! {
                 signal = signals.next() => signal,
                 // The management API asked for it.
-                () = self.drain.cancelled() => {
+                () = self.asked.cancelled() => {
                     events::Draining { why: "told to stop" }.emit();
                     return (Ended::Stopped, false);
                 }
@@ -245,7 +280,7 @@ impl Node {
                 }
                 Signal::Reload => {
                     systemd::reloading();
-                    reload::all(config, &self.engine, &self.directory);
+                    reload::all(config, &self.sources, &self.engine, &self.directory);
                     systemd::ready("accepting");
                 }
                 Signal::Upgrade if preflight.is_none() => {

@@ -7,6 +7,7 @@ use crate::{
     admin::Token,
     channel::client::Client,
     config::{Channels, Config, Loaded, Problem, ServerTls, TransportKind},
+    discovery,
     engine::{directory::Directory, ports::Connectors},
     gateway::inbound,
     transport::rabbitmq::LinkSettings,
@@ -67,6 +68,12 @@ pub fn check(loaded: &Loaded, channels: &Channels, clients: &[Client]) -> Result
     let wrong = wrong.chain(brokers(config).err()).flatten();
     let place = |w: Wrong| Problem { place: loaded.origins.place_of(&w.key), message: w.text }.to_string();
     let mut told: Vec<String> = wrong.map(place).collect();
+    if config.discovery.on()
+        && let Err(error) = discovery::Client::new(&config.discovery)
+    {
+        // Names its key itself.
+        told.push(error.to_string());
+    }
     if let Err(error) = Token::check(&config.admin_token_file()) {
         told.push(format!("admin.token_file: {error}"));
     }

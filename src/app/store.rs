@@ -1,7 +1,7 @@
 //! The ledger joined with those who use it: opened, read at start, shown by the management API.
 
 use crate::{
-    admin::{self, AdminState, Info, Token, feed::Feed},
+    admin::{self, AdminState, Cluster, Info, Token, feed::Feed},
     alert::Alerts,
     config::Config,
     engine::{Engine, directory::Directory, ports::Control, resend::ResendWindow},
@@ -11,7 +11,11 @@ use crate::{
     transport::embedded::Embedded,
 };
 use anyhow::Context;
-use std::{sync::Arc, thread::JoinHandle, time::Instant};
+use std::{
+    sync::{Arc, Mutex},
+    thread::JoinHandle,
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 /// Opens the ledger under the store.
@@ -56,6 +60,8 @@ pub(super) struct Shown<'a> {
     pub ledger: &'a Arc<Ledger>,
     pub feed: &'a Arc<Feed>,
     pub alerts: &'a Arc<Alerts>,
+    pub cluster: Arc<dyn Cluster>,
+    pub changes: Arc<Mutex<()>>,
 }
 
 /// Starts health and the management API, each on its own thread.
@@ -66,7 +72,7 @@ pub(super) fn serve_admin(
     drain: &CancellationToken,
     stop: &CancellationToken,
 ) -> anyhow::Result<Vec<JoinHandle<()>>> {
-    let Shown { engine, directory, ledger, feed, alerts } = shown;
+    let Shown { engine, directory, ledger, feed, alerts, cluster, changes } = shown;
     let mut threads = Vec::new();
     // Before anything says that the node is ready: who waits for that may ask the management API next.
     let file = config.admin.token_file.clone().unwrap_or_else(|| config.node.store.join("admin-token"));
@@ -79,6 +85,8 @@ pub(super) fn serve_admin(
         let state = AdminState {
             control: Arc::<Engine>::clone(engine),
             records: Arc::<Ledger>::clone(ledger),
+            cluster: cluster.clone(),
+            changes: changes.clone(),
             directory: Arc::clone(directory),
             channels: config.node.channels.clone(),
             clients: config.node.clients.clone(),

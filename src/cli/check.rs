@@ -70,7 +70,10 @@ pub(super) fn contents(loaded: &Loaded) -> Result<(Channels, Vec<Client>), Failu
             let text = sample::channels(&config.node.store);
             Channels::parse(&text, "sample channels").map_err(|e| vec![e.to_string()])
         }
-        _ => config::channels::load(&config.node.channels),
+        _ => match app::kept_channels(config) {
+            Ok(shared) => config::channels::load(&config.node.channels, &shared),
+            Err(error) => Err(vec![error]),
+        },
     };
     let clients = config::clients::load(&config.node.clients);
     match (channels, clients) {

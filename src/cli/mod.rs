@@ -1,11 +1,14 @@
 //! The command line: one file per subcommand.
 
 mod alert;
+mod balancer;
 mod channel;
 mod check;
 mod client;
 mod clients;
 mod configuration;
+mod consul;
+mod domain;
 mod drain;
 mod dry_run;
 mod events;
@@ -66,6 +69,10 @@ enum Command {
     Preset(preset::PresetCommand),
     Plan(plan::PlanArgs),
     Status(status::StatusArgs),
+    #[command(subcommand)]
+    Domain(domain::DomainCommand),
+    #[command(subcommand)]
+    Lb(balancer::LbCommand),
     Events(events::EventsArgs),
     Drain(drain::DrainArgs),
 }
@@ -118,6 +125,8 @@ impl Cli {
             Command::Preset(command) => preset::main(command),
             Command::Plan(args) => plan::main(args),
             Command::Status(args) => status::main(args),
+            Command::Domain(command) => domain::main(command),
+            Command::Lb(command) => balancer::main(command),
             Command::Events(args) => events::main(&args),
             Command::Drain(args) => drain::main(&args),
         }?;

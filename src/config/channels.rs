@@ -1,4 +1,4 @@
-//! The folder of channel files: `channels.d/*.toml`, read in the order of their names.
+//! The folder of channel files, `channels.d/*.toml`, read in the order of their names; and the channels that a domain's nodes share.
 
 use super::clients::toml_files;
 use crate::channel::{
@@ -40,13 +40,47 @@ impl Channels {
     }
 }
 
-/// All channels of a folder. A folder that is not there holds none.
-/// Tells every file's mistake, and what is wrong only between files, at once; each line begins with its place.
-pub fn load(folder: &Path) -> Result<Channels, Vec<String>> {
+/// One channel as the domain's nodes share it: the text of a channel file with exactly one channel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedChannel {
+    /// Where it stands, for messages: `Consul KV hie/default/channels/lab/adt`.
+    pub place: String,
+    /// The name that it must have: `lab.adt`. The error is what is wrong with the place itself.
+    pub name: Result<String, String>,
+    /// The text, or why there is none.
+    pub text: Result<String, String>,
+}
+
+impl SharedChannel {
+    fn parse(&self) -> Result<Channels, String> {
+        let wrong = |what: &str| format!("{}: {what}", self.place);
+        let name = self.name.as_ref().map_err(|e| wrong(e))?;
+        let text = self.text.as_ref().map_err(|e| wrong(e))?;
+        let found = Channels::parse(text, &self.place).map_err(|e| e.to_string())?;
+        match found.list.as_slice() {
+            [one] if one.name == *name => Ok(found),
+            [one] => Err(wrong(&format!("holds the channel \"{}\", where \"{name}\" belongs: the key is its name", one.name))),
+            all => Err(wrong(&format!("holds {} channels; one [[channel]] belongs under each key", all.len()))),
+        }
+    }
+}
+
+/// All channels of a folder, and those that are shared. A folder that is not there holds none.
+/// Tells every mistake, and what is wrong only between them, at once; each line begins with its place.
+pub fn load(folder: &Path, shared: &[SharedChannel]) -> Result<Channels, Vec<String>> {
     let mut channels = Channels::default();
     let mut wrong = Vec::new();
     let mut seen: BTreeMap<String, String> = BTreeMap::new();
     let unreadable = |path: &Path, error: &dyn std::fmt::Display| format!("{}: cannot be read: {error}", path.display());
+    let mut take = |found: Channels, name: &str, wrong: &mut Vec<String>, kept_apart: &str| {
+        for channel in &found.list {
+            if let Some(first) = seen.insert(channel.name.clone(), name.to_owned()) {
+                wrong.push(format!("{name}: the channel \"{}\" is in {first} already{kept_apart}", channel.name));
+            }
+        }
+        channels.list.extend(found.list);
+        channels.places.extend(found.places);
+    };
     let files = toml_files(folder).map_err(|e| vec![unreadable(folder, &e)])?;
     for path in files {
         let name = path.display().to_string();
@@ -60,15 +94,13 @@ pub fn load(folder: &Path) -> Result<Channels, Vec<String>> {
         match text.map(|text| Channels::parse(&text, &name)) {
             Err(error) => wrong.push(unreadable(&path, &error)),
             Ok(Err(error)) => wrong.push(error.to_string()),
-            Ok(Ok(found)) => {
-                for channel in &found.list {
-                    if let Some(first) = seen.insert(channel.name.clone(), name.clone()) {
-                        wrong.push(format!("{name}: the channel \"{}\" is in {first} already", channel.name));
-                    }
-                }
-                channels.list.extend(found.list);
-                channels.places.extend(found.places);
-            }
+            Ok(Ok(found)) => take(found, &name, &mut wrong, ""),
+        }
+    }
+    for one in shared {
+        match one.parse() {
+            Ok(found) => take(found, &one.place, &mut wrong, "; keep it in one of the two"),
+            Err(error) => wrong.push(error),
         }
     }
     if wrong.is_empty() {

@@ -31,6 +31,7 @@ pub(super) fn values(config: &Config, origins: &Origins) -> Found {
     check.exposure(config);
     check.alerts(config);
     check.transport(config);
+    check.discovery(config);
     check.found
 }
 
@@ -54,6 +55,7 @@ impl Found {
         }
         check.alert_files(config);
         check.transport_files(config);
+        check.discovery_files(config);
         check.found
     }
 }

@@ -1,7 +1,7 @@
 //! Layers to a [`Config`]: every mistake told at once, each with its place.
 
 use super::{
-    Config, ConfigError, Origin, Origins, check,
+    Config, ConfigError, Origin, Origins, check, credential,
     error::Problem,
     layer::{self, Layer},
     nearest, preset, secret, text, variables,
@@ -257,6 +257,15 @@ fn resolve(config: &mut Config, origins: &Origins, file: Option<&Path>, state_ho
     for (key, path) in files {
         if let Some(path) = path.as_mut().filter(|path| !secret::is_credential(path)) {
             relative(path, &format!("transport.{key}"));
+        }
+    }
+    let d = &mut config.discovery;
+    if let Some(path) = d.token_file.as_mut().filter(|path| credential(path).is_none()) {
+        relative(path, "discovery.token_file");
+    }
+    for (key, path) in [("discovery.ca", &mut d.ca), ("discovery.cert", &mut d.cert), ("discovery.key", &mut d.key)] {
+        if let Some(path) = path {
+            relative(path, key);
         }
     }
     for (i, watched) in config.file.iter_mut().enumerate() {

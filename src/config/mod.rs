@@ -10,7 +10,9 @@ mod check;
 mod check_alerts;
 mod check_transport;
 pub mod client_tls;
+mod check_discovery;
 pub mod clients;
+mod discovery;
 mod error;
 mod feed;
 mod file;
@@ -33,9 +35,10 @@ mod variables;
 #[cfg(test)]
 mod tests;
 
-pub use self::channels::Channels;
+pub use self::channels::{Channels, SharedChannel};
 pub use admin::{Admin, Health};
 pub use alerts::{Alerts, Mail, MailTls, Webhook};
+pub use discovery::{Discovery, credential};
 pub use error::{ConfigError, Problem};
 pub use feed::Feed;
 pub use file::WatchedFolder;
@@ -68,6 +71,7 @@ pub struct Config {
     pub health: Health,
     pub feed: Feed,
     pub alerts: Alerts,
+    pub discovery: Discovery,
     pub ledger: Ledger,
     pub limits: Limits,
     pub transport: Transport,
@@ -84,6 +88,7 @@ impl Default for Config {
             health: Health::default(),
             feed: Feed::default(),
             alerts: Alerts::default(),
+            discovery: Discovery::default(),
             ledger: Ledger::default(),
             limits: Limits::default(),
             transport: Transport::default(),

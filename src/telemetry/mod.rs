@@ -6,6 +6,7 @@ pub mod alert;
 pub mod app;
 pub mod broker;
 pub mod cgroup;
+pub mod discovery;
 pub mod engine;
 pub mod feed;
 pub mod host;
@@ -39,6 +40,7 @@ pub fn encode() -> String {
     admin::touch();
     alert::touch();
     app::touch();
+    discovery::touch();
     feed::touch();
     host::touch();
     ledger::touch();

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, future::BoxFuture, stream};
 use hie::{
     admin::{
-        AdminState, Detail, Hit, Info, Query, Records, RecordsError, Token,
+        AdminState, Cluster, Detail, Hit, Info, Query, Records, RecordsError, Token,
         feed::{Facts, Feed, Journal, Wake},
     },
     channel::{Channel, Mode, Storage},
@@ -36,6 +36,23 @@ use tokio_util::sync::CancellationToken;
 pub const TOKEN: &str = "a-token-of-enough-length";
 
 // === the fakes ===
+
+/// A node without others; `lab.shared` is its domain's.
+struct Alone;
+
+impl Cluster for Alone {
+    fn view(&self) -> BoxFuture<'static, serde_json::Value> {
+        Box::pin(async { serde_json::json!({ "discovery": "off", "members": [] }) })
+    }
+
+    fn problems(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn shared_channels(&self) -> BTreeMap<String, String> {
+        [("lab.shared".to_owned(), "Consul KV hie/default/channels/lab/shared".to_owned())].into()
+    }
+}
 
 /// An engine that does as it is told and remembers it.
 #[derive(Default)]
@@ -380,6 +397,8 @@ impl Node {
             clients: folder.path().join("clients.d"),
             token: Token::new(TOKEN),
             info: Info { node: "n1".into(), domain: "default".into(), version: "0.0.0".into() },
+            cluster: Arc::new(Alone),
+            changes: Arc::default(),
             alerts: Arc::new(hie::alert::Alerts::none()),
             drain: drain.clone(),
             feed: feed.clone(),

@@ -33,6 +33,8 @@ pub(super) fn rabbitmq(tier: &Tier) -> String {
 pub(super) fn consul(tier: &Tier) -> String {
     let c = &tier.consul;
     let value = json!({
+        // Names go on being answered, with what is known, while no server is there.
+        "dns_config": { "use_cache": true, "cache_max_age": "10m" },
         "performance": { "raft_multiplier": c.raft_multiplier },
         "limits": {
             "http_max_conns_per_client": c.http_max_conns_per_client,
