@@ -386,14 +386,31 @@ fn a_transport_that_cannot_work_is_told_without_its_secrets() {
         ("cert = \"password\"", "transport.key: and cert are given together or not at all"),
         ("ca = \"nowhere.pem\"", "transport.ca: nowhere.pem cannot be read"),
         ("user = \"\"", "transport.user: is empty"),
+        ("hold = \"2days\"", "transport.hold: 2days is not within"),
     ] {
         let said = rabbitmq(&format!("{right}{line}\n"));
         assert!(said.contains(told), "{said}");
     }
     let said = rabbitmq(&right.replace("\"password\"", "\"nowhere\""));
     assert!(said.contains("transport.password_file: nowhere cannot be read"), "{said}");
-    let said = rabbitmq(&right.replace("\"password\"", "\"credential:broker\""));
+    // An operator's shell has no credentials, the service does. Messages are held for less than the broker waits for them.
+    let warned = |rest: &str| {
+        let check = Check::new(&format!("[transport]\nkind = \"rabbitmq\"\n{rest}")).file("password", "sesame\n");
+        let output = check.run("check");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        said
+    };
+    let said = warned(&right.replace("\"password\"", "\"credential:broker\""));
     assert!(said.contains("systemd passes no credentials on; add LoadCredential=broker:PATH to the unit"), "{said}");
+    assert!(!warned(right).contains("transport.hold"));
+    let said = warned(&format!("{right}hold = \"11m\"\n"));
+    assert!(said.contains("transport.hold: 11m is above a third of RabbitMQ's usual consumer_timeout, 30m"), "{said}");
+    let said = warned(&format!("{right}hold = \"21m\"\n[node]\npreset = \"edge\"\n"));
+    assert!(said.contains("transport.hold: 21m is above a third of the preset's consumer_timeout, 1h"), "{said}");
+    assert!(!warned(&format!("{right}hold = \"11m\"\n[node]\npreset = \"edge\"\n")).contains("transport.hold"));
+    let said = rabbitmq(&right.replace("\"password\"", "\"credential:\""));
+    assert!(said.contains("names no credential"), "{said}");
     let check =
         Check::new("").arg("--json").env("HIE_TRANSPORT__KIND", "rabbitmq").env("HIE_TRANSPORT__URLS", "amqp://a, amqp://b");
     let check = check.env("HIE_TRANSPORT__PASSWORD_FILE", "password").file("password", "sesame");

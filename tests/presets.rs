@@ -115,11 +115,25 @@ fn what_is_derived_fits_together() {
         // The ledger and what stays free fit on the disk with a fifth for everything else.
         let size = tier["node"]["ledger"]["max_size"].as_str().expect("a size").parse::<bytesize::ByteSize>().expect("a size");
         assert!(size.as_u64() <= whole(&tier["hardware"]["disk_gb"]) * 800_000_000, "{name}: {size}");
+        // The broker lets a node have all its channels, each with two routes, and waits longer than the node holds a message.
+        let transport = &tier["node"]["transport"];
+        let channels = [20, 40, 50, 80, 100][TIERS.iter().position(|t| *t == name).expect("a tier")];
+        let needed = channels * whole(&transport["partitions"]) * (3 + 2) + 8;
+        assert!(whole(&tier["rabbitmq"]["channel_max"]) >= needed, "{name}: {needed} channels of AMQP");
+        let hold = humantime::parse_duration(transport["hold"].as_str().expect("a time")).expect("a time");
+        assert!(hold * 3 <= Duration::from_secs(60 * whole(&tier["rabbitmq"]["consumer_timeout_minutes"])), "{name}: {hold:?}");
+        // Stream and ledger fit on the disk together.
+        let stream = transport["stream_max_bytes"].as_str().expect("a size").parse::<bytesize::ByteSize>().expect("a size");
+        assert!(stream.as_u64() + size.as_u64() <= whole(&tier["hardware"]["disk_gb"]) * 1_000_000_000, "{name}: {stream}");
         // A larger tier has more of everything.
         if let Some(last) = last {
-            for (section, key) in
-                [("system", "nofile"), ("rabbitmq", "memory_mib"), ("rabbitmq", "connection_max"), ("vm", "vcpu")]
-            {
+            for (section, key) in [
+                ("system", "nofile"),
+                ("rabbitmq", "memory_mib"),
+                ("rabbitmq", "connection_max"),
+                ("rabbitmq", "channel_max"),
+                ("vm", "vcpu"),
+            ] {
                 assert!(whole(&tier[section][key]) >= whole(&last[section][key]), "{name}: {section}.{key}");
             }
             for section in ["http", "mllp", "feed"] {

@@ -4,14 +4,14 @@
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use hie::{
-    channel::{AfterPark, Mode, Route, Storage},
+    channel::{AfterPark, Mode, Outage, Route, Storage},
     engine::{
         deliver::RouteWorker,
         fact::{Accepted, BodyRef, Fact, Keeper, RouteProgress, RouteState, Seq, What},
         gate::Gate,
         ports::{
-            Append, BodyStream, Clock, CommitSink, Committed, Connector, Delivery, Ended, Log, LogError, OperatorsWord, PausedBy,
-            Pauses, Reply, ReplyKind, SendError, Transport, Unfinished,
+            Append, BodyStream, ChannelWork, Clock, CommitSink, Committed, Connector, Delivery, Ended, Log, LogError,
+            OperatorsWord, PausedBy, Pauses, Reply, ReplyKind, SendError, Transport, Unfinished,
         },
         resend::ResendWindow,
     },
@@ -119,6 +119,11 @@ impl Connector for Receiver {
     }
 }
 
+/// The one channel, with these workers.
+fn channel(workers: Vec<Arc<RouteWorker>>) -> Vec<ChannelWork> {
+    vec![ChannelWork { name: "a.b".into(), outage: Outage::Spool, several_keys: true, workers }]
+}
+
 struct Bed {
     log: Arc<MemoryLog>,
     gate: Arc<Gate>,
@@ -135,7 +140,7 @@ impl Bed {
     fn keeping(limit: u64, hot_bodies: u64, pauses: Arc<MemoryPauses>) -> Self {
         let log = Arc::new(MemoryLog::default());
         let gate = Arc::new(Gate::new(limit));
-        let transport = Arc::new(Embedded::new(Parts {
+        let transport = Embedded::new(Parts {
             log: log.clone(),
             clock: Arc::new(WallClock),
             gate: gate.clone(),
@@ -143,7 +148,7 @@ impl Bed {
             resend: Arc::new(ResendWindow::new(1000, 1000)),
             runtime: tokio::runtime::Handle::current(),
             hot_bodies,
-        }));
+        });
         Self { log, gate, sink: Sink(transport.clone()), transport, seq: 0 }
     }
 
@@ -228,7 +233,7 @@ async fn order_per_key_is_kept_through_failures_and_without_memory_for_bodies() 
             let script = if n % 2 == 0 { vec!["AR", "down"] } else { vec!["down", "down", "AR"] };
             receiver.answers.lock().unwrap().insert(format!("k{}-{n:04}", n % 6), script);
         }
-        bed.transport.configure(vec![("a.b".into(), vec![bed.worker("r", &receiver, AfterPark::Continue)])]);
+        bed.transport.configure(channel(vec![bed.worker("r", &receiver, AfterPark::Continue)]));
         for n in 0..600u64 {
             bed.commit(&format!("k{}-{n:04}", n % 6), &[n % 6], &["r"]);
         }
@@ -252,7 +257,7 @@ async fn a_parked_message_lets_its_successors_pass_or_holds_them() {
         let mut bed = Bed::new(1000, 1 << 20);
         let receiver = Arc::new(Receiver::default());
         receiver.answers.lock().unwrap().insert("1".into(), vec!["AE"]);
-        bed.transport.configure(vec![("a.b".into(), vec![bed.worker("r", &receiver, after_park)])]);
+        bed.transport.configure(channel(vec![bed.worker("r", &receiver, after_park)]));
         let (seq, accepted) = bed.commit("1", &[7], &["r"]);
         bed.commit("2", &[7], &["r"]);
         bed.commit("3", &[8], &["r"]);
@@ -262,9 +267,9 @@ async fn a_parked_message_lets_its_successors_pass_or_holds_them() {
         assert_eq!(receiver.seen.lock().unwrap().contains(&"2".to_string()), passes);
         let message =
             Unfinished { seq, accepted, routes: vec![RouteProgress { attempts: 1, state: RouteState::Parked, inside: 0 }] };
-        assert_eq!(bed.transport.requeue(&message, Some("other")), 0);
-        assert_eq!(bed.transport.requeue(&message, None), 1);
-        assert_eq!(bed.transport.requeue(&message, None), 0, "only once");
+        assert_eq!(bed.transport.requeue(&message, Some("other")).await, Ok(0));
+        assert_eq!(bed.transport.requeue(&message, None).await, Ok(1));
+        assert_eq!(bed.transport.requeue(&message, None).await, Ok(0), "only once");
         bed.until("all finished", || bed.log.finished.lock().unwrap().len() == 3).await;
         let seen = receiver.seen.lock().unwrap().clone();
         let position = |id: &str| seen.iter().position(|s| s == id).unwrap();
@@ -278,12 +283,12 @@ async fn a_discarded_message_is_finished_and_frees_its_key() {
     let mut bed = Bed::new(1000, 1 << 20);
     let receiver = Arc::new(Receiver::default());
     receiver.answers.lock().unwrap().insert("1".into(), vec!["AE"]);
-    bed.transport.configure(vec![("a.b".into(), vec![bed.worker("r", &receiver, AfterPark::Hold)])]);
+    bed.transport.configure(channel(vec![bed.worker("r", &receiver, AfterPark::Hold)]));
     let (seq, accepted) = bed.commit("1", &[7], &["r"]);
     bed.commit("2", &[7], &["r"]);
     bed.until("parked", || bed.transport.routes()[0].parked == 1).await;
     let message = Unfinished { seq, accepted, routes: vec![] };
-    assert_eq!(bed.transport.discard(&message, None), Ok(1));
+    assert_eq!(bed.transport.discard(&message, None).await, Ok(1));
     bed.until("both finished", || bed.log.finished.lock().unwrap().len() == 2).await;
     assert_eq!(*receiver.seen.lock().unwrap(), ["2"]);
     assert_eq!(bed.gate.pending(), 0);
@@ -296,18 +301,18 @@ async fn what_waits_on_a_held_route_is_given_up_and_its_late_retry_wakes_nobody_
     for id in ["1", "3"] {
         receiver.answers.lock().unwrap().insert(id.into(), vec!["AR"; 100]);
     }
-    bed.transport.configure(vec![("a.b".into(), vec![bed.worker("r", &receiver, AfterPark::Continue)])]);
+    bed.transport.configure(channel(vec![bed.worker("r", &receiver, AfterPark::Continue)]));
     let (seq, accepted) = bed.commit("1", &[7], &["r"]);
     let first = Unfinished { seq, accepted, routes: vec![] };
     let (seq, accepted) = bed.commit("2", &[7], &["r"]);
     let second = Unfinished { seq, accepted, routes: vec![] };
-    assert!(bed.transport.discard(&second, None).is_err(), "its route is at work");
+    assert!(bed.transport.discard(&second, None).await.is_err(), "its route is at work");
     // Held between two attempts: its retry's timer still runs when it is given up, and its place is used again at once.
     bed.transport.pause("a.b", "r", true).unwrap();
     bed.until("not in hand", || bed.transport.routes()[0].in_flight == 0).await;
-    assert_eq!(bed.transport.discard(&first, Some("other")), Ok(0));
-    assert_eq!(bed.transport.discard(&first, None), Ok(1));
-    assert_eq!(bed.transport.discard(&first, None), Ok(0), "only once");
+    assert_eq!(bed.transport.discard(&first, Some("other")).await, Ok(0));
+    assert_eq!(bed.transport.discard(&first, None).await, Ok(1));
+    assert_eq!(bed.transport.discard(&first, None).await, Ok(0), "only once");
     bed.commit("3", &[8], &["r"]);
     bed.transport.pause("a.b", "r", false).unwrap();
     bed.until("the second", || receiver.seen.lock().unwrap().contains(&"2".to_string())).await;
@@ -327,7 +332,7 @@ async fn a_dead_secondary_route_does_not_hold_up_the_primary_and_is_probed_not_h
         dead.answers.lock().unwrap().insert(n.to_string(), vec!["down"; 10_000]);
     }
     let workers = vec![bed.worker("good", &good, AfterPark::Continue), bed.worker("dead", &dead, AfterPark::Continue)];
-    bed.transport.configure(vec![("a.b".into(), workers)]);
+    bed.transport.configure(channel(workers));
     for n in 0..200u64 {
         bed.commit(&n.to_string(), &[n], &["good", "dead"]);
     }
@@ -345,7 +350,7 @@ async fn a_panic_in_a_connector_neither_loses_the_message_nor_stops_the_others()
     let mut bed = Bed::new(1000, 1 << 20);
     let receiver = Arc::new(Receiver::default());
     receiver.answers.lock().unwrap().insert("1".into(), vec!["panic"]);
-    bed.transport.configure(vec![("a.b".into(), vec![bed.worker("r", &receiver, AfterPark::Continue)])]);
+    bed.transport.configure(channel(vec![bed.worker("r", &receiver, AfterPark::Continue)]));
     bed.commit("1", &[1], &["r"]);
     bed.commit("2", &[2], &["r"]);
     bed.until("the other", || receiver.seen.lock().unwrap().contains(&"2".to_string())).await;
@@ -356,7 +361,7 @@ async fn a_panic_in_a_connector_neither_loses_the_message_nor_stops_the_others()
 async fn paused_routes_keep_what_comes_and_the_gate_shuts_at_the_limit() {
     let mut bed = Bed::new(5, 1 << 20);
     let receiver = Arc::new(Receiver::default());
-    bed.transport.configure(vec![("a.b".into(), vec![bed.worker("r", &receiver, AfterPark::Continue)])]);
+    bed.transport.configure(channel(vec![bed.worker("r", &receiver, AfterPark::Continue)]));
     bed.transport.pause("a.b", "r", true).unwrap();
     assert!(bed.transport.pause("a.b", "x", true).is_err());
     for n in 0..5u64 {
@@ -374,7 +379,7 @@ async fn paused_routes_keep_what_comes_and_the_gate_shuts_at_the_limit() {
 async fn what_was_unfinished_comes_back_in_order_and_an_interrupted_request_is_never_sent_again() {
     let mut bed = Bed::new(1000, 1 << 20);
     let receiver = Arc::new(Receiver::default());
-    bed.transport.configure(vec![("a.b".into(), vec![bed.worker("r", &receiver, AfterPark::Hold)])]);
+    bed.transport.configure(channel(vec![bed.worker("r", &receiver, AfterPark::Hold)]));
     let waiting = RouteProgress::default();
     let parked = RouteProgress { attempts: 3, state: RouteState::Parked, inside: 0 };
     let mut proxied = bed.message("proxied", &[9], &["r"]);
@@ -399,7 +404,7 @@ async fn what_was_unfinished_comes_back_in_order_and_an_interrupted_request_is_n
     assert_eq!(seen, ["free", "idempotent"]);
     assert!(bed.log.facts.lock().unwrap().iter().any(|f| matches!(f.what, What::Unknown)));
     let message = Unfinished { seq: held.0, accepted: held.1, routes: vec![parked] };
-    assert_eq!(bed.transport.requeue(&message, Some("r")), 1);
+    assert_eq!(bed.transport.requeue(&message, Some("r")).await, Ok(1));
     bed.until("all", || receiver.seen.lock().unwrap().len() == 4).await;
     assert_eq!(receiver.seen.lock().unwrap()[2..], ["held", "behind"]);
     assert_eq!(bed.log.finished.lock().unwrap().len(), 5);
@@ -409,7 +414,7 @@ async fn what_was_unfinished_comes_back_in_order_and_an_interrupted_request_is_n
 async fn drain_lets_what_is_in_hand_end_and_begins_nothing_new() {
     let mut bed = Bed::new(1000, 1 << 20);
     let receiver = Arc::new(Receiver { delay: Duration::from_millis(100), ..Receiver::default() });
-    bed.transport.configure(vec![("a.b".into(), vec![bed.worker("r", &receiver, AfterPark::Continue)])]);
+    bed.transport.configure(channel(vec![bed.worker("r", &receiver, AfterPark::Continue)]));
     bed.commit("1", &[1], &["r"]);
     bed.commit("2", &[1], &["r"]);
     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -429,7 +434,7 @@ async fn an_operators_word_outlives_a_restart_and_the_configuration_is_the_initi
         let worker = bed.worker("r", &receiver, AfterPark::Continue);
         let mut worker = Arc::into_inner(worker).unwrap();
         worker.route.paused = paused;
-        bed.transport.configure(vec![("a.b".into(), vec![Arc::new(worker)])]);
+        bed.transport.configure(channel(vec![Arc::new(worker)]));
     };
     let paused_by = |bed: &Bed| bed.transport.routes()[0].paused_by;
 

@@ -1,6 +1,6 @@
-//! Discovery joined with the node: which ports are told, whose channels are followed, and what operators see of it.
+//! Discovery joined with the node: which ports are told, whose channels are followed, and what operators see of it and of the transport.
 
-use super::shared::Sources;
+use super::{carrier::Carrier, shared::Sources};
 use crate::{
     admin::Cluster,
     config::Config,
@@ -55,34 +55,36 @@ fn ports(config: &Config, listeners: &Listeners) -> Vec<Port> {
 pub(super) struct View {
     discovery: Option<Arc<Discovery>>,
     sources: Arc<Sources>,
+    carrier: Carrier,
     node: String,
     domain: String,
 }
 
 impl View {
-    pub fn new(config: &Config, discovery: &Option<Arc<Discovery>>, sources: &Arc<Sources>) -> Self {
+    pub fn new(config: &Config, discovery: &Option<Arc<Discovery>>, sources: &Arc<Sources>, carrier: &Carrier) -> Self {
         let (node, domain) = (config.node.name.clone(), config.node.domain.clone());
-        Self { discovery: discovery.clone(), sources: sources.clone(), node, domain }
+        Self { discovery: discovery.clone(), sources: sources.clone(), carrier: carrier.clone(), node, domain }
     }
 }
 
 impl View {
     /// Problems that are worth an alert: an agent that restarts is none.
     pub fn lasting_problems(&self) -> usize {
-        let Some(discovery) = &self.discovery else { return 0 };
+        let carrier = self.carrier.lasting_problems(LASTING);
+        let Some(discovery) = &self.discovery else { return carrier };
         let links = [discovery.registration(), discovery.channels()];
         let lasting = links.iter().filter(|link| !link.error.is_empty() && link.lasted() >= LASTING).count();
-        lasting + usize::from(self.sources.problem().is_some())
+        carrier + lasting + usize::from(self.sources.problem().is_some())
     }
 }
 
 impl Cluster for View {
     fn view(&self) -> BoxFuture<'static, Value> {
         let (discovery, sources) = (self.discovery.clone(), self.sources.clone());
-        let (node, domain) = (self.node.clone(), self.domain.clone());
+        let (node, domain, carrier) = (self.node.clone(), self.domain.clone(), self.carrier.clone());
         Box::pin(async move {
             let Some(discovery) = discovery else {
-                return json!({ "discovery": "off", "node": node, "domain": domain, "members": [] });
+                return json!({ "discovery": "off", "node": node, "domain": domain, "members": [], "transport": carrier.view() });
             };
             let (members, error) = match discovery.members().await {
                 Ok(members) => (members, None),
@@ -101,17 +103,20 @@ impl Cluster for View {
                 "channels": channels,
                 "members": members,
                 "members_error": error,
+                "transport": carrier.view(),
             })
         })
     }
 
     fn problems(&self) -> Vec<String> {
-        let Some(discovery) = &self.discovery else { return Vec::new() };
+        let carrier = self.carrier.problems();
+        let Some(discovery) = &self.discovery else { return carrier };
         let links = [discovery.registration(), discovery.channels()];
         let mut problems: Vec<String> = links.into_iter().map(|link| link.error).filter(|e| !e.is_empty()).collect();
         // One cause is often that of both.
         problems.dedup();
         problems.extend(self.sources.problem());
+        problems.extend(carrier);
         problems
     }
 

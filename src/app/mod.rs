@@ -1,6 +1,7 @@
 //! The composition root: configuration to a running node, until it is drained. The only module that knows every part.
 
 mod alerts;
+mod carrier;
 mod discovery;
 mod drain;
 mod feed;
@@ -26,7 +27,6 @@ use crate::{
         directory::Directory,
         gate::Gate,
         ports::{Control, Log},
-        resend::ResendWindow,
     },
     gateway::inbound::{http::HttpServer, mllp::MllpServer},
     host::{
@@ -38,9 +38,9 @@ use crate::{
         upgrade::Upgrade,
     },
     telemetry::app as events,
-    transport::embedded::{self, Embedded, Sink},
 };
 use anyhow::Context;
+use carrier::Carrier;
 use instances::{Instances, Open, Port, Shared};
 use std::{
     collections::HashMap,
@@ -161,23 +161,23 @@ impl Node {
             .context("no runtime for deliveries")?;
         let clock = Arc::new(SystemClock);
         let gate = Arc::new(Gate::new(config.limits.max_pending as u64));
-        let window_ms = i64::try_from(config.ledger.resend_window.as_millis()).unwrap_or(i64::MAX);
-        let resend = Arc::new(ResendWindow::new(window_ms, config.ledger.resend_entries));
-        let transport = Arc::new(Embedded::new(embedded::Parts {
-            log: log.clone(),
+        let resend = Arc::new(carrier::resend_window(config));
+        let carrier = Carrier::new(carrier::Needs {
+            config,
+            ledger: &ledger,
             clock: clock.clone(),
             gate: gate.clone(),
             pauses: Arc::new(pauses::PausesFile::new(store.clone())),
             resend: resend.clone(),
             runtime: delivery.handle().clone(),
-            hot_bodies: config.limits.hot_bodies.as_u64(),
-        }));
+        })
+        .map_err(|e| StartError::Config(anyhow::anyhow!(e)))?;
         let directory = Arc::new(Directory::new(clients).context("clients").map_err(StartError::Config)?);
-        let troubles = ledger.clone();
+        let (troubles, broker) = (ledger.clone(), carrier.clone());
         let engine = Engine::new(
             Parts {
                 log,
-                transport: Arc::new(transport.clone()),
+                transport: carrier.transport(),
                 clock,
                 connectors: Arc::new(outbound::Outbound::new(&config.node.channels)),
                 gate,
@@ -185,22 +185,24 @@ impl Node {
                 directory: directory.clone(),
                 listeners: policies(config),
                 limits: config.limits.clone(),
-                troubles: Box::new(move || troubles.not_ready().map(str::to_owned).into_iter().collect()),
+                troubles: Box::new(move || {
+                    troubles.not_ready().map(str::to_owned).into_iter().chain(broker.not_ready()).collect()
+                }),
                 runtime: delivery.handle().clone(),
             },
             channels.list.clone(),
         )
         .map_err(|e| StartError::Config(reload::refused(&channels, e)))?;
         sources.joined(&engine);
-        store::restore(&ledger, &transport, &resend)?;
-        ledger.start(Arc::new(Sink(transport.clone()))).context("the ledger cannot be started")?;
-        transport.launch();
+        store::restore(&ledger, &carrier, &resend)?;
+        ledger.start(carrier.sink()).context("the ledger cannot be started")?;
+        carrier.launch();
 
         let (asked, drain, stop_admin) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         let feed =
             Feed::start(ledger.clone(), config.feed.clone(), host::background).context("the live feed cannot be started")?;
         let discovery = discovery::start(config, listeners, &sources)?;
-        let cluster = Arc::new(discovery::View::new(config, &discovery, &sources));
+        let cluster = Arc::new(discovery::View::new(config, &discovery, &sources, &carrier));
         let (alerts, told) = alerts::spawn(config, receivers, &engine, &directory, &ledger, &feed, &cluster, &stop_admin)?;
         let mut admin = {
             let changes = sources.changes();

@@ -1,5 +1,6 @@
 //! The ledger joined with those who use it: opened, read at start, shown by the management API.
 
+use super::carrier::Carrier;
 use crate::{
     admin::{self, AdminState, Cluster, Info, Token, feed::Feed},
     alert::Alerts,
@@ -8,7 +9,6 @@ use crate::{
     host::{self, listeners::Listeners},
     ledger::{self, Ledger},
     telemetry::app as events,
-    transport::embedded::Embedded,
 };
 use anyhow::Context;
 use std::{
@@ -34,19 +34,20 @@ pub(super) fn open(config: &Config) -> anyhow::Result<Arc<Ledger>> {
 }
 
 /// Gives the transport what was not finished and the resend window what came last.
-pub(super) fn restore(ledger: &Ledger, transport: &Arc<Embedded>, resend: &ResendWindow) -> anyhow::Result<()> {
+pub(super) fn restore(ledger: &Ledger, carrier: &Carrier, resend: &ResendWindow) -> anyhow::Result<()> {
     let started = Instant::now();
     let (mut unfinished, mut resend_window) = (0, 0);
     ledger
         .unfinished(&mut |message| {
             unfinished += 1;
-            transport.restore(message);
+            carrier.restore(message);
         })
         .context("what was unfinished cannot be read from the ledger")?;
     ledger
         .recent(&mut |message| {
             resend_window += 1;
             resend.restore(message);
+            carrier.remember(message);
         })
         .context("the resend window cannot be read from the ledger")?;
     events::Restored { unfinished, resend_window, took_ms: started.elapsed().as_millis() as u64 }.emit();

@@ -36,6 +36,11 @@ impl Order {
         }
     }
 
+    /// Whether a message may have several keys.
+    pub fn may_give_several(&self) -> bool {
+        matches!(self, Self::Patient | Self::Expression(_))
+    }
+
     /// The hashes of a message's keys, each once; empty: it waits for nobody. Where an expression has no value, those of the feed.
     pub fn keys(&self, subject: &Subject<'_>) -> Vec<u64> {
         self.try_keys(subject).unwrap_or_else(|_| feed(subject))

@@ -20,6 +20,11 @@ pub(super) fn json(value: &impl serde::Serialize) -> Result<(), Failure> {
 
 /// An empty table with these headings, as wide as the terminal (or as its content, in a pipe).
 pub(super) fn table<const N: usize>(headings: [&str; N]) -> Table {
+    table_of(&headings)
+}
+
+/// As [`table`], where their number is not fixed.
+pub(super) fn table_of(headings: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(headings);
     for column in table.column_iter_mut() {

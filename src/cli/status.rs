@@ -1,5 +1,8 @@
 //! `hie status`: how a running node is.
 
+mod members;
+mod queues;
+
 use super::{
     client::{Api, ApiArgs},
     exit::Failure,
@@ -35,50 +38,10 @@ pub(super) fn main(args: StatusArgs) -> Result<(), Failure> {
         output::json(&status)?;
     } else {
         print(&status, ready)?;
-        members(&cluster)?;
+        members::print(&cluster)?;
+        queues::print(&cluster)?;
     }
     if ready { Ok(()) } else { Err(Failure::failed("the node cannot accept messages now")) }
-}
-
-/// The members of all domains, where there is discovery.
-fn members(cluster: &Value) -> Result<(), Failure> {
-    let list = |value: &Value, key: &str| value.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
-    if let Some(error) = cluster.get("members_error").and_then(Value::as_str) {
-        output::print(format!("\nmembers are not known: {error}"))?;
-    }
-    let all = list(cluster, "members");
-    if all.is_empty() {
-        return Ok(());
-    }
-    let own = |member: &Value| ["node", "domain"].iter().all(|key| member.get(*key) == cluster.get(*key));
-    let mut table = output::table(["NODE", "DOMAIN", "HEALTH", "ADDRESS", "PORTS", "WEIGHT", "VERSION", "FAILING"]);
-    for member in &all {
-        let instances = list(member, "instances");
-        let of = |key: &str| {
-            let mut values: Vec<String> = instances.iter().map(|i| text(i, &[key])).collect();
-            values.dedup();
-            values.join(", ")
-        };
-        let tls = |one: &Value| if one.get("tls").and_then(Value::as_bool).unwrap_or(false) { "s" } else { "" };
-        let port = |one: &Value| format!("{}{}:{}", text(one, &["protocol"]), tls(one), text(one, &["port"]));
-        let mut failing: Vec<String> =
-            instances.iter().flat_map(|i| list(i, "failing")).filter_map(|f| Some(f.as_str()?.to_owned())).collect();
-        failing.sort();
-        failing.dedup();
-        let name = text(member, &["node"]);
-        table.add_row([
-            if own(member) { format!("{name} (this)") } else { name },
-            text(member, &["domain"]),
-            text(member, &["health"]),
-            of("address"),
-            instances.iter().map(port).collect::<Vec<_>>().join(" "),
-            of("weight"),
-            text(member, &["version"]),
-            failing.join(", "),
-        ]);
-    }
-    output::print("")?;
-    output::print_table(&table)
 }
 
 fn print(status: &Value, ready: bool) -> Result<(), Failure> {

@@ -1,7 +1,7 @@
 //! What a configuration that can be read may still get wrong.
 
 use super::{Config, Origin, Origins, ServerTls, error::Problem, nearest::nearest};
-use crate::message::hl7::charset;
+use crate::{message::hl7::charset, preset::Tier};
 use bytesize::ByteSize;
 use std::{collections::BTreeMap, net::SocketAddr, path::Path, time::Duration};
 
@@ -21,8 +21,8 @@ pub(super) struct Found {
     pub warnings: Vec<Problem>,
 }
 
-/// Looks at the values alone.
-pub(super) fn values(config: &Config, origins: &Origins) -> Found {
+/// Looks at the values alone; `tier`: the preset in force.
+pub(super) fn values(config: &Config, origins: &Origins, tier: Option<&Tier>) -> Found {
     let mut check = Check { origins, found: Found::default() };
     check.names(config);
     check.addresses(config);
@@ -30,7 +30,7 @@ pub(super) fn values(config: &Config, origins: &Origins) -> Found {
     check.tls(config);
     check.exposure(config);
     check.alerts(config);
-    check.transport(config);
+    check.transport(config, tier);
     check.discovery(config);
     check.found
 }

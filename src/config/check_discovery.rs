@@ -1,6 +1,6 @@
 //! What `[discovery]` may get wrong.
 
-use super::{Config, check::Check, discovery::credential};
+use super::{Config, check::Check};
 use std::time::Duration;
 
 const MS: Duration = Duration::from_millis(1);
@@ -90,18 +90,12 @@ impl Check<'_> {
         if !d.on() {
             return;
         }
-        for (key, path) in [("token_file", &d.token_file), ("ca", &d.ca), ("cert", &d.cert), ("key", &d.key)] {
-            let Some(path) = path else { continue };
-            let key = format!("discovery.{key}");
-            match credential(path).filter(|_| key == "discovery.token_file") {
-                Some("") => self.problem(&key, "names no credential; write credential:NAME, as in LoadCredential=NAME:/etc/…"),
-                Some(name) if name.contains('/') => self.problem(&key, "a credential's name holds no '/'"),
-                // An operator's shell has none; the service does.
-                Some(_) if std::env::var_os("CREDENTIALS_DIRECTORY").is_none() => {
-                    self.warn(&key, "is handed over by systemd (LoadCredential=), and there is no $CREDENTIALS_DIRECTORY here");
-                }
-                Some(_) => {}
-                None => self.readable(&key, path),
+        if let Some(path) = &d.token_file {
+            self.secret("discovery.token_file", path);
+        }
+        for (key, path) in [("ca", &d.ca), ("cert", &d.cert), ("key", &d.key)] {
+            if let Some(path) = path {
+                self.readable(&format!("discovery.{key}"), path);
             }
         }
     }

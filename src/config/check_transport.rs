@@ -1,18 +1,21 @@
 //! What `[transport]` may get wrong.
 
 use super::{Config, TransportKind, check::Check, secret, transport::BrokerUrl};
+use crate::preset::Tier;
 use bytesize::ByteSize;
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
+/// RabbitMQ's own, where no rabbitmq.conf says otherwise.
+const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 /// More would be no cluster.
 const MOST_BROKERS: usize = 64;
 
 impl Check<'_> {
-    pub(super) fn transport(&mut self, config: &Config) {
+    pub(super) fn transport(&mut self, config: &Config, tier: Option<&Tier>) {
         let t = &config.transport;
         let rabbitmq = t.kind == TransportKind::Rabbitmq;
         let mut tls = false;
@@ -72,6 +75,23 @@ impl Check<'_> {
             self.problem("transport.heartbeat", "is not in whole seconds, as AMQP counts it");
         }
         self.time("transport.lease", t.lease, Duration::from_millis(100), HOUR);
+        self.time("transport.hold", t.hold, Duration::from_millis(100), DAY);
+        // A little may be asked of a receiver after the time is over, and the broker looks once a minute.
+        let (ends, whose) = match tier {
+            Some(tier) => (MINUTE * u32::try_from(tier.rabbitmq.consumer_timeout_minutes).unwrap_or(u32::MAX), "the preset's"),
+            None => (CONSUMER_TIMEOUT, "RabbitMQ's usual"),
+        };
+        if rabbitmq && t.hold > ends / 3 {
+            self.warn(
+                "transport.hold",
+                format!(
+                    "{} is above a third of {whose} consumer_timeout, {}: the broker would end consumers whose receiver is away; lower it, or raise \
+                     consumer_timeout in rabbitmq.conf to three times as much",
+                    humantime::format_duration(t.hold),
+                    humantime::format_duration(ends)
+                ),
+            );
+        }
     }
 
     pub(super) fn transport_files(&mut self, config: &Config) {
@@ -84,10 +104,17 @@ impl Check<'_> {
                 self.readable(&format!("transport.{key}"), path);
             }
         }
-        if let Some(path) = &t.password_file
-            && let Err(text) = secret::read(path)
-        {
-            self.problem("transport.password_file", text);
+        if let Some(path) = &t.password_file {
+            self.secret("transport.password_file", path);
+        }
+    }
+
+    /// A secret that cannot be read. That there are no credentials is a warning: an operator's shell has none, the service does.
+    pub(super) fn secret(&mut self, key: &str, path: &Path) {
+        match secret::read(path) {
+            Ok(_) => {}
+            Err(text) if secret::is_elsewhere(path) => self.warn(key, &text),
+            Err(text) => self.problem(key, text),
         }
     }
 }

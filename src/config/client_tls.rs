@@ -1,6 +1,7 @@
 //! TLS as a client: trusted authorities, our own certificate, and the name to expect.
 
-use crate::channel::ClientTls;
+/// What it is made of, named here for those who use nothing else of channels.
+pub use crate::channel::ClientTls;
 use rustls::{
     ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
     client::{

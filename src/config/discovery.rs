@@ -1,11 +1,7 @@
 //! `[discovery]`: the Consul agent that names this node to others.
 
 use serde::{Deserialize, Serialize};
-use std::{
-    net::IpAddr,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 /// `[discovery]`
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -81,9 +77,4 @@ impl Discovery {
     pub fn follows_channels(&self) -> bool {
         self.on() && self.channels
     }
-}
-
-/// The name in `credential:NAME`, when `path` is one.
-pub fn credential(path: &Path) -> Option<&str> {
-    path.to_str()?.strip_prefix("credential:")
 }

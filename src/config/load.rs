@@ -1,7 +1,7 @@
 //! Layers to a [`Config`]: every mistake told at once, each with its place.
 
 use super::{
-    Config, ConfigError, Origin, Origins, check, credential,
+    Config, ConfigError, Origin, Origins, check,
     error::Problem,
     layer::{self, Layer},
     nearest, preset, secret, text, variables,
@@ -89,7 +89,7 @@ pub fn load(
         return Err(ConfigError::new(problems));
     };
     resolve(&mut config, &origins, file.as_deref(), variable("XDG_STATE_HOME"));
-    let found = check::values(&config, &origins).and_files(&config, &origins);
+    let found = check::values(&config, &origins, wanted).and_files(&config, &origins);
     warnings.extend(found.warnings);
     if found.problems.is_empty() {
         Ok(Loaded { config, origins, file, preset: wanted, warnings })
@@ -104,7 +104,7 @@ pub fn parse(text: &str, name: &str) -> Result<Config, ConfigError> {
     let origins = Origins::of(&layers);
     let (config, mut problems) = extract(layers, &origins);
     if let Some(config) = &config {
-        problems.extend(check::values(config, &origins).problems);
+        problems.extend(check::values(config, &origins, None).problems);
     }
     match config {
         Some(config) if problems.is_empty() => Ok(config),
@@ -260,7 +260,7 @@ fn resolve(config: &mut Config, origins: &Origins, file: Option<&Path>, state_ho
         }
     }
     let d = &mut config.discovery;
-    if let Some(path) = d.token_file.as_mut().filter(|path| credential(path).is_none()) {
+    if let Some(path) = d.token_file.as_mut().filter(|path| !secret::is_credential(path)) {
         relative(path, "discovery.token_file");
     }
     for (key, path) in [("discovery.ca", &mut d.ca), ("discovery.cert", &mut d.cert), ("discovery.key", &mut d.key)] {

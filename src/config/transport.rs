@@ -60,6 +60,10 @@ pub struct Transport {
     /// A consumer that had no confirm from the broker for so long begins no new delivery. Default 4 s.
     #[serde(with = "humantime_serde")]
     pub lease: Duration,
+    /// Messages held so long (a receiver that is away) go back to the broker and are taken again, in order; well below the broker's
+    /// `consumer_timeout`. Default 10 min.
+    #[serde(with = "humantime_serde")]
+    pub hold: Duration,
 }
 
 impl Default for Transport {
@@ -83,6 +87,7 @@ impl Default for Transport {
             confirm_timeout: Duration::from_secs(10),
             heartbeat: Duration::from_secs(6),
             lease: Duration::from_secs(4),
+            hold: Duration::from_secs(600),
         }
     }
 }

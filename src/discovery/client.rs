@@ -1,15 +1,17 @@
 //! The agent's HTTP API: bounded answers, bounded times, errors that say what to do.
 //! <https://developer.hashicorp.com/consul/api-docs>
 
-use super::tls;
-use crate::config::{Discovery, credential};
+use crate::config::{
+    Discovery,
+    client_tls::{self, ClientTls},
+    secret,
+};
 use reqwest::{Method, Response, StatusCode, Url, header::HeaderValue, redirect};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::{
     error::Error as StdError,
-    fs::File,
-    io::Read,
+    io,
     path::{Path, PathBuf},
     sync::Mutex,
     time::Duration,
@@ -19,8 +21,6 @@ use std::{
 const MAX_ANSWER: usize = 32 << 20;
 /// What is repeated of an agent's own words.
 const MAX_SAID: usize = 200;
-/// Larger than any token.
-const MAX_TOKEN: u64 = 4096;
 
 /// Why the agent did not do what was asked. The texts are for the operator and hold no token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -104,7 +104,9 @@ impl Client {
             .connect_timeout(config.timeout)
             .pool_idle_timeout(Duration::from_secs(50))
             .pool_max_idle_per_host(4);
-        builder = builder.tls_backend_preconfigured(tls::client_config(config)?);
+        let trust = ClientTls { ca: config.ca.clone(), cert: config.cert.clone(), key: config.key.clone(), server_name: None };
+        let tls = client_tls::client_config(&trust, &[]).map_err(|e| Error::Config(format!("[discovery] {e}")))?;
+        builder = builder.tls_backend_preconfigured(tls);
         let http = builder.build().map_err(|e| wrong(&cause(&e)))?;
         let port = base.port().map(|port| format!(":{port}")).unwrap_or_default();
         let at = format!("{}://{}{port}", base.scheme(), base.host_str().unwrap_or_default());
@@ -238,7 +240,7 @@ impl Client {
 
     fn away(&self, error: &reqwest::Error) -> Error {
         let at = self.at.clone();
-        match tls::failure(error) {
+        match handshake_failure(error) {
             Some(cause) => Error::Tls { at, cause },
             None if error.is_timeout() => Error::Unreachable { at, cause: "no answer in time".into() },
             None => Error::Unreachable { at, cause: cause(error) },
@@ -260,25 +262,27 @@ impl Client {
 
 /// The token in a file, or in one that systemd handed over.
 fn read_token(file: &Path) -> Result<HeaderValue, String> {
-    let path = match (credential(file), std::env::var_os("CREDENTIALS_DIRECTORY")) {
-        (None, _) => file.to_owned(),
-        (Some(name), Some(folder)) => Path::new(&folder).join(name),
-        (Some(name), None) => {
-            return Err(format!("there is no $CREDENTIALS_DIRECTORY; put LoadCredential={name}:FILE into the unit"));
+    let mut token =
+        HeaderValue::try_from(secret::read(file)?.trim()).map_err(|_| format!("{} holds no token", file.display()))?;
+    token.set_sensitive(true);
+    Ok(token)
+}
+
+/// What rustls says, when it is what made a request fail.
+fn handshake_failure(error: &reqwest::Error) -> Option<String> {
+    let mut next: Option<&dyn StdError> = Some(error);
+    while let Some(error) = next {
+        if let Some(tls) = error.downcast_ref::<rustls::Error>() {
+            return Some(tls.to_string().chars().take(MAX_SAID).collect());
         }
-    };
-    let shown = path.display();
-    let opened = File::open(&path).map_err(|e| format!("{shown}: {e}"))?;
-    let mut text = String::new();
-    opened.take(MAX_TOKEN).read_to_string(&mut text).map_err(|e| format!("{shown}: {e}"))?;
-    match HeaderValue::try_from(text.trim()) {
-        Ok(value) if !value.is_empty() => {
-            let mut value = value;
-            value.set_sensitive(true);
-            Ok(value)
+        // An io::Error hides what it wraps from `source`.
+        if let Some(wrapped) = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            next = Some(wrapped);
+            continue;
         }
-        _ => Err(format!("{shown} holds no token")),
+        next = error.source();
     }
+    None
 }
 
 /// The innermost cause: it names the fact (refused, unknown issuer) and never the URL.

@@ -10,7 +10,6 @@ pub mod catalog;
 mod client;
 pub mod kv;
 mod service;
-mod tls;
 
 pub use catalog::Member;
 pub use client::{Client, Error};

@@ -52,7 +52,7 @@ impl Control for Engine {
         let route = route.map(str::to_owned);
         Box::pin(async move {
             let message = self.unfinished(id).await?;
-            let count = some_parked(self.parts.transport.requeue(&message, route.as_deref()))?;
+            let count = some_parked(self.parts.transport.requeue(&message, route.as_deref()).await?)?;
             self.on_disk(count).await
         })
     }
@@ -61,7 +61,7 @@ impl Control for Engine {
         let route = route.map(str::to_owned);
         Box::pin(async move {
             let message = self.unfinished(id).await?;
-            let count = self.parts.transport.discard(&message, route.as_deref())?;
+            let count = self.parts.transport.discard(&message, route.as_deref()).await?;
             self.on_disk(count).await
         })
     }

@@ -27,7 +27,7 @@ use arc_swap::ArcSwap;
 use deliver::RouteWorker;
 use directory::Directory;
 use gate::Gate;
-use ports::{Clock, Connectors, ControlError, Log, NotReady, Transport};
+use ports::{ChannelWork, Clock, Connectors, ControlError, Log, NotReady, Transport};
 use resend::ResendWindow;
 use std::{collections::HashMap, sync::Arc};
 
@@ -68,9 +68,6 @@ pub struct Engine {
     streams: shares::Shares,
 }
 
-/// The workers of each channel, by its name.
-type Workers = Vec<(String, Vec<Arc<RouteWorker>>)>;
-
 /// The channels in force and their ways out for proxied requests.
 struct InForce {
     set: Set,
@@ -98,7 +95,7 @@ impl Engine {
         Ok(Arc::new(Self { parts, in_force: ArcSwap::from_pointee(in_force), streams }))
     }
 
-    fn compile(parts: &Parts, channels: Vec<Channel>) -> Result<(InForce, Workers), SetError> {
+    fn compile(parts: &Parts, channels: Vec<Channel>) -> Result<(InForce, Vec<ChannelWork>), SetError> {
         let set = Set::compile(channels).map_err(SetError::Channels)?;
         let mut workers = Vec::new();
         let mut direct = HashMap::new();
@@ -127,7 +124,12 @@ impl Engine {
                 }));
             }
             metrics.insert(channel.name.clone(), channel_metrics);
-            workers.push((channel.name.clone(), of_channel));
+            workers.push(ChannelWork {
+                name: channel.name.clone(),
+                outage: channel.outage,
+                several_keys: compiled.order.may_give_several(),
+                workers: of_channel,
+            });
         }
         Ok((InForce { set, direct, metrics }, workers))
     }

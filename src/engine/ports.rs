@@ -394,6 +394,18 @@ pub trait Clock: Send + Sync + 'static {
 
 // === transport ===
 
+/// A channel as its transport works for it.
+pub struct ChannelWork {
+    /// Full channel name.
+    pub name: String,
+    /// What becomes of new messages while the transport's broker is away.
+    pub outage: crate::channel::Outage,
+    /// A message may have several ordering keys, so that all of them have to meet in one place.
+    pub several_keys: bool,
+    /// The workers of its routes.
+    pub workers: Vec<Arc<super::deliver::RouteWorker>>,
+}
+
 /// Carries accepted messages to the workers of their routes, in order per key.
 pub trait Transport: Send + Sync + 'static {
     /// Makes a message durable and queues it for its routes; resolves when durable. Dropping the future undoes nothing.
@@ -401,16 +413,16 @@ pub trait Transport: Send + Sync + 'static {
     /// Proxy mode: the primary route of this message is done with (its facts are recorded by the caller).
     fn answered(&self, seq: Seq);
     /// The channels and their workers now in force; queues of routes that are gone keep what they hold.
-    fn configure(&self, channels: Vec<(String, Vec<Arc<super::deliver::RouteWorker>>)>);
+    fn configure(&self, channels: Vec<ChannelWork>);
     /// All routes as they stand.
     fn routes(&self) -> Vec<RouteStatus>;
     /// Pauses (true) or resumes a route, and keeps that over restarts. [`ControlError::Failed`]: done, but not kept.
     fn pause(&self, channel: &str, route: &str, paused: bool) -> Result<(), ControlError>;
     /// Puts parked deliveries of a message back into their queues; returns how many.
-    fn requeue(&self, message: &Unfinished, route: Option<&str>) -> u32;
+    fn requeue<'a>(&'a self, message: &'a Unfinished, route: Option<&'a str>) -> BoxFuture<'a, Result<u32, ControlError>>;
     /// Gives up deliveries of a message that are parked, or wait on a route that is paused or no longer configured; returns
     /// how many. [`ControlError::Conflict`] when there are only others: in hand, or waiting on a route at work.
-    fn discard(&self, message: &Unfinished, route: Option<&str>) -> Result<u32, ControlError>;
+    fn discard<'a>(&'a self, message: &'a Unfinished, route: Option<&'a str>) -> BoxFuture<'a, Result<u32, ControlError>>;
     /// Accepted and unfinished messages that are not set aside.
     fn pending(&self) -> u64;
     /// Resolves when nothing is in a worker's hand; from the call on, workers take nothing new.

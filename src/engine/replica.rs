@@ -87,6 +87,8 @@ pub struct Arrived {
     pub body_hash: u128,
     /// Unix milliseconds at which the other node received it.
     pub received_ms: i64,
+    /// It has been taken from its inbox to be delivered: no repetition of another, and none that waits in a node's own log.
+    pub taken: bool,
 }
 
 /// Is told what other nodes accepted, as soon as it is durable here and before [`Replica::apply`] resolves: in log order, on the ledger's
@@ -101,8 +103,11 @@ pub trait Replica: Send + Sync + 'static {
     /// This log's own number.
     fn origin(&self) -> Origin;
 
-    /// What this log wrote itself after `after` (committed only), up to about `bytes` (at least one record), waiting until there is
-    /// something to tell: `upto` rises with every answer. Without what it took from others and `Carried` facts.
+    /// Highest number committed.
+    fn committed(&self) -> Seq;
+
+    /// What this log wrote itself after `after` (committed only), up to about `bytes`, waiting until more is committed: `upto` rises with
+    /// every answer, which is without records when others wrote what was committed. Without what it took from others and `Carried` facts.
     fn own(&self, after: Seq, bytes: usize) -> BoxFuture<'static, Result<OwnRecords, LogError>>;
 
     /// Everything of its own up to here is confirmed by the stream; kept lazily, so that a restart ships a little again. `upto` is the number

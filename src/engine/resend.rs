@@ -116,12 +116,23 @@ impl ResendWindow {
         }
     }
 
-    /// Fills the window at start from what the log tells.
+    /// Fills the window with what the log tells, at start, and of other nodes. Of a message and its repetitions the first stays.
     pub fn restore(&self, message: Recent) {
         let Recent { key, body_hash, id, seq, at_ms } = message;
-        if key != 0 && self.capacity > 0 {
-            self.insert(&mut self.lock(), key, Entry { body_hash, id, at_ms, seq: Some(seq) });
+        if key == 0 || self.capacity == 0 {
+            return;
         }
+        let mut state = self.lock();
+        if let Some(known) = state.entries.get_mut(&key)
+            && known.body_hash == body_hash
+            && known.at_ms.abs_diff(at_ms) < self.window_ms.unsigned_abs()
+        {
+            if known.id == id {
+                known.seq = Some(seq);
+            }
+            return;
+        }
+        self.insert(&mut state, key, Entry { body_hash, id, at_ms, seq: Some(seq) });
     }
 
     fn insert(&self, state: &mut State, key: u64, entry: Entry) {

@@ -182,14 +182,20 @@ impl Work {
             return;
         }
         self.rounds += 1;
-        let lowest = taken.iter().map(|c| c.offset).min();
+        let last = |c: &Call| c.records.last().map(|r| (c.origin, r.seq, c.offset));
+        let lasts: Vec<_> = taken.iter().filter(|c| c.origin != self.core.origin).filter_map(last).collect();
         let mut round = Round::new(&self.core, self.rounds);
         let lazy = self.lazy.elapsed() < LAZY;
         let done = round.take_in(&mut taken).and_then(|()| round.finish(lazy));
         match &done {
             Ok(()) if !lazy => self.lazy = Instant::now(),
             Ok(()) => {}
-            Err(_) => self.failed = lowest,
+            Err(_) => {
+                // What an earlier group of the round has stored is known as taken, and nobody makes that call again.
+                let known = self.core.applied.positions().taken;
+                let missing = lasts.iter().filter(|(origin, last, _)| known.get(origin).is_none_or(|upto| upto < last));
+                self.failed = missing.map(|(.., offset)| *offset).min();
+            }
         }
         self.observers.tell(&round.arrived(done.is_ok()));
         drop(round);

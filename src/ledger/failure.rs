@@ -31,7 +31,7 @@ impl Failure {
     /// Takes accept facts out of a part of a group (which begins at `first`) whose bodies are not all there, and tells their waiters. Other facts stay: that
     /// a message was delivered is worth more than the receiver's answer.
     pub fn refuse_broken(&mut self, core: &Core, first: Seq, mut group: Vec<Queued>) -> Vec<Queued> {
-        self.refuse_rest_of_round(&mut group);
+        group = self.refuse_rest_of_round(group);
         // Of what other nodes accepted the pieces were looked after when it was applied.
         let is_accept =
             |r: &Record| r.round().is_none() && r.fact.as_ref().is_some_and(|f| matches!(f.kind, kind::ACCEPTED | kind::CARRIED));
@@ -55,10 +55,16 @@ impl Failure {
         group
     }
 
-    fn refuse_rest_of_round(&mut self, group: &mut Vec<Queued>) {
+    /// Nothing more of this round may be written: it is applied again.
+    pub fn break_round(&mut self, round: u64) {
+        self.broken_round = round;
+    }
+
+    /// Takes what belongs to a broken round out of a part of a group, and tells its waiters.
+    pub fn refuse_rest_of_round(&mut self, mut group: Vec<Queued>) -> Vec<Queued> {
         let broken = self.broken_round;
         if broken == 0 {
-            return;
+            return group;
         }
         let error = LogError::Failed("a part of the batch could not be stored; it must be applied again".into());
         let rest: Vec<Queued> = group.extract_if(.., |r| r.round() == Some(broken)).collect();
@@ -67,6 +73,7 @@ impl Failure {
         if group.iter().any(|r| r.round().is_some()) {
             self.broken_round = 0;
         }
+        group
     }
 
     /// The whole group failed.

@@ -22,7 +22,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Encodes and compresses, in the caller's thread.
 pub fn record(core: &Core, append: Append) -> Result<Box<Record>, LogError> {
     let Append { mut fact, body, deliver } = append;
-    fact.home = core.homes.now(fact.home);
+    fact.home = match (&fact.what, fact.home) {
+        // A sender's repetition of a message that another node, or the broker, keeps.
+        (What::Resent { .. }, 0) => super::lookup::recent(core, fact.id).unwrap_or(0),
+        (_, home) => core.homes.now(home),
+    };
     let row = codec::fact_row(&fact).map_err(LogError::Failed)?;
     let mut record = Box::<Record>::default();
     let body_ref = body_of(&fact.what);
@@ -41,6 +45,7 @@ pub fn record(core: &Core, append: Append) -> Result<Box<Record>, LogError> {
     record.fact = Some(row);
     if let What::Accepted(accepted) | What::Carried { accepted, .. } = &fact.what {
         record.body_len = accepted.envelope.body_len;
+        record.once = !deliver && matches!(&fact.what, What::Accepted(_));
     }
     record.carried_from = match &fact.what {
         What::Carried { from, .. } => Some(*from),

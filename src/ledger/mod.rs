@@ -30,6 +30,7 @@ mod keys;
 mod log;
 mod lookup;
 mod marks;
+mod once;
 mod open;
 mod origin;
 mod pool;

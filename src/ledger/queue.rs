@@ -57,6 +57,8 @@ pub struct Record {
     pub carried_from: Option<Seq>,
     /// Nothing, for what this log writes of itself.
     pub elsewhere: Option<Box<Elsewhere>>,
+    /// An accept fact that another node may have written as well: see [`super::once`].
+    pub once: bool,
     pub deliver: Option<Delivering>,
     pub ticket: Option<Promise>,
     /// A piece's share of the memory for pieces; given back when the record is dropped.

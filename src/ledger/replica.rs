@@ -31,6 +31,10 @@ impl Replica for Ledger {
         self.core.origin
     }
 
+    fn committed(&self) -> Seq {
+        self.core.committed()
+    }
+
     fn own(&self, after: Seq, bytes: usize) -> BoxFuture<'static, Result<OwnRecords, LogError>> {
         Box::pin(ship::own(self.core.clone(), self.readers.clone(), after, bytes.max(1)))
     }

@@ -8,7 +8,7 @@ use super::lookup::{self, Wanted};
 use super::queue::{Elsewhere, Record};
 use super::read;
 use super::ticket::{Promise, Ticket};
-use crate::engine::fact::{BodyRef, Fact, Seq, What};
+use crate::engine::fact::{BodyRef, Fact, Keeper, Seq, What};
 use crate::engine::ports::LogError;
 use crate::engine::replica::{Arrived, Origin, PackedBody, Shipped};
 use crate::message::MessageId;
@@ -244,6 +244,7 @@ impl<'a> Round<'a> {
                 resend_key: accepted.resend_key,
                 body_hash: accepted.body_hash,
                 received_ms: accepted.envelope.received_ms,
+                taken: accepted.keeper == Keeper::Broker && !accepted.routes.is_empty(),
             };
             self.arrived.push((from, arrived));
         }

@@ -6,6 +6,7 @@ use super::codec::kind;
 use super::core::{Core, Sealing, now_ms};
 use super::failure::Failure;
 use super::gather::Gather;
+use super::once::Once;
 use super::queue::Queued;
 use super::sql::{self, FileError, Form};
 use super::statements::Statements;
@@ -80,6 +81,7 @@ pub struct Writer {
     pub sink: Arc<dyn CommitSink>,
     transient: TransientWriter,
     failure: Failure,
+    once: Once,
     gather: Gather,
     waiting: VecDeque<Queued>,
     /// Failures in a row that a fresh connection was to cure.
@@ -94,6 +96,7 @@ impl Writer {
             sink,
             transient,
             failure: Failure::default(),
+            once: Once::default(),
             gather: Gather::default(),
             waiting: VecDeque::new(),
             reopened: 0,
@@ -237,12 +240,14 @@ impl Writer {
         // A group goes into one segment and its write-ahead log, however small these are.
         let most = GROUP_BYTES.min(usize::try_from(self.core.segment_size() / 4).unwrap_or(GROUP_BYTES));
         self.gather.begin();
+        self.once.begin();
         loop {
             let (part, size) = self.next_part(most.saturating_sub(*held));
             *held += size;
             let from = group.len();
             // In the group before it is written: should writing fail, they are told.
-            group.extend(self.failure.refuse_broken(&self.core, first, part));
+            let part = self.failure.refuse_broken(&self.core, first, part);
+            group.extend(self.once.look_through(&self.core, &mut self.failure, part));
             for record in &group[from..] {
                 bytes += statements.insert(record)?;
             }

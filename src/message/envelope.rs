@@ -28,6 +28,11 @@ impl MessageId {
         uuid::Uuid::from_slice(bytes).ok().map(Self)
     }
 
+    /// A number that spreads evenly: the id's random end.
+    pub fn spread(&self) -> u64 {
+        self.0.as_u64_pair().1
+    }
+
     /// Unix milliseconds of arrival that the id carries; `None` when it is not a UUIDv7.
     pub fn unix_ms(&self) -> Option<i64> {
         let (seconds, nanos) = self.0.get_timestamp()?.to_unix();

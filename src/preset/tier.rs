@@ -108,14 +108,12 @@ pub struct Rabbitmq {
     /// Publishers wait when less than this is free.
     pub disk_free_mib: u64,
     pub connection_max: u64,
-    /// Per connection.
+    /// Per connection; a node needs one connection, and on it (3 + routes) channels for each partition of each of its channels, at the most.
     pub channel_max: u64,
-    /// What a consumer may have unacknowledged.
-    pub prefetch: u64,
     /// Connections that wait to be accepted.
     pub backlog: u64,
     pub heartbeat_seconds: u64,
-    /// A delivery not acknowledged in this time ends its channel.
+    /// A delivery not acknowledged in this time ends its channel; three times `transport.hold` at least.
     pub consumer_timeout_minutes: u64,
     /// Size of a write-ahead log file of the quorum queues; about as much stays in memory.
     pub wal_max_mib: u64,

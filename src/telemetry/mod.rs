@@ -6,6 +6,7 @@ pub mod alert;
 pub mod app;
 pub mod broker;
 pub mod cgroup;
+pub mod cluster;
 pub mod discovery;
 pub mod engine;
 pub mod feed;
@@ -40,6 +41,7 @@ pub fn encode() -> String {
     admin::touch();
     alert::touch();
     app::touch();
+    cluster::touch();
     discovery::touch();
     feed::touch();
     host::touch();

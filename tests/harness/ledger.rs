@@ -1,16 +1,24 @@
 //! Transactions as the management API tells of them.
 
 use super::http::Response;
+use super::wire::digest;
 use super::{Node, wait_until};
 use serde_json::Value;
 use std::collections::HashSet;
 use std::time::Duration;
 
-/// All transactions, newest first. Pages go as deep as the API lets them; beyond that `to` moves to the oldest row's time.
+/// All transactions, newest first.
 pub fn transactions(node: &Node) -> Vec<Value> {
     let mut all = Vec::new();
+    transactions_each(node, |row| all.push(row));
+    all
+}
+
+/// The same, one after the other: for ledgers that are too large for memory. Pages go as deep as the API lets them; beyond that `to`
+/// moves to the oldest row's time.
+pub fn transactions_each(node: &Node, mut take: impl FnMut(Value)) {
     let mut seen = HashSet::new();
-    let (mut page, mut to) = (0, String::new());
+    let (mut page, mut to, mut before) = (0, String::new(), 0);
     loop {
         // 503: a view that was found damaged just now is being made again.
         let mut answer = Response::default();
@@ -22,14 +30,13 @@ pub fn transactions(node: &Node) -> Vec<Value> {
         let Value::Array(rows) = answer.json() else { panic!("no list: {}", answer.text()) };
         let full = rows.len() == 1000;
         let oldest = rows.last().map(|r| text(&r["request"]["timestamp"]).to_owned()).unwrap_or_default();
-        let before = all.len();
-        all.extend(rows.into_iter().filter(|r| seen.insert(text(&r["_id"]).to_owned())));
+        rows.into_iter().filter(|r| seen.insert(digest(text(&r["_id"]).as_bytes()))).for_each(&mut take);
         page += 1;
         if page == 100 {
-            assert!(all.len() > before, "more than 100,000 transactions of one moment");
-            (page, to) = (0, format!("&to={}", later(&oldest)));
+            assert!(seen.len() > before, "more than 100,000 transactions of one moment");
+            (page, to, before) = (0, format!("&to={}", later(&oldest)), seen.len());
         } else if !full {
-            return all;
+            return;
         }
     }
 }

@@ -7,7 +7,7 @@ use nix::unistd::Pid;
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
@@ -50,6 +50,11 @@ pub struct Builder {
     pub wrapper: Vec<String>,
     /// How long a start may take.
     pub patience: Duration,
+    pub name: String,
+    /// The address of a machine of its own, where it has the usual ports; else free ones of this machine.
+    pub at: Option<IpAddr>,
+    /// Where its folder is made.
+    pub within: PathBuf,
 }
 
 impl Default for Builder {
@@ -66,6 +71,9 @@ impl Default for Builder {
             env: vec![],
             wrapper: vec![],
             patience: Duration::from_secs(20),
+            name: "witness".into(),
+            at: None,
+            within: std::env::temp_dir(),
         }
     }
 }
@@ -126,13 +134,14 @@ impl Builder {
 
     /// Lays the folder out and takes ports; starts nothing.
     pub fn lay_out(self) -> Node {
-        let dir = tempfile::Builder::new().prefix("hie-test-").tempdir().expect("a temporary folder");
+        let dir = tempfile::Builder::new().prefix("hie-test-").tempdir_in(&self.within).expect("a temporary folder");
         let store = self.store.clone().unwrap_or_else(|| dir.path().join("store"));
+        let port = |usual: u16| self.at.map_or_else(free_port, |ip| (ip, usual).into());
         let node = Node {
-            mllp: free_port(),
-            http: free_port(),
-            admin: free_port(),
-            health: free_port(),
+            mllp: port(2575),
+            http: port(5001),
+            admin: port(8080),
+            health: port(8081),
             token_file: dir.path().join("admin-token"),
             store,
             setup: self,
@@ -183,7 +192,7 @@ impl Node {
     /// Writes `hie.toml` and `channels.d/`; again after `setup` was changed.
     pub fn write_config(&self) {
         let s = &self.setup;
-        let mut text = format!("[node]\nname = \"witness\"\nstore = {:?}\n{}\n", self.store, s.node);
+        let mut text = format!("[node]\nname = {:?}\nstore = {:?}\n{}\n", s.name, self.store, s.node);
         let _ = write!(text, "[http]\nlisten = \"{}\"\n{}\n", self.http, s.http);
         let _ = write!(text, "[[mllp]]\nname = \"lis\"\nlisten = \"{}\"\n{}\n", self.mllp, s.mllp);
         let _ = write!(text, "[admin]\nlisten = \"{}\"\ntoken_file = {:?}\n\n", self.admin, self.token_file);

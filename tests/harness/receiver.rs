@@ -5,7 +5,7 @@ use super::wire::{Frames, Tag, ack, frame};
 use super::{Rng, wait_until};
 use std::collections::HashMap;
 use std::io::{self, BufReader, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
@@ -65,11 +65,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Receiver {
     pub fn mllp(behaviour: Behaviour, rng: Rng) -> Self {
-        Self::new(false, behaviour, rng)
+        Self::new(super::node::free_port(), false, behaviour, rng)
     }
 
     pub fn http(behaviour: Behaviour, rng: Rng) -> Self {
-        Self::new(true, behaviour, rng)
+        Self::new(super::node::free_port(), true, behaviour, rng)
+    }
+
+    /// Either of them on another address of this machine, which other machines reach.
+    pub fn at(ip: IpAddr, http: bool, behaviour: Behaviour, rng: Rng) -> Self {
+        Self::new((ip, super::node::free_port().port()).into(), http, behaviour, rng)
     }
 
     /// One that always accepts.
@@ -77,7 +82,7 @@ impl Receiver {
         Self::mllp(Behaviour::default(), Rng::new(1))
     }
 
-    fn new(http: bool, behaviour: Behaviour, rng: Rng) -> Self {
+    fn new(addr: SocketAddr, http: bool, behaviour: Behaviour, rng: Rng) -> Self {
         let state = Arc::new(State {
             http,
             up: AtomicBool::new(false),
@@ -90,7 +95,7 @@ impl Receiver {
             connections: Mutex::default(),
             next: AtomicU64::new(0),
         });
-        let mut receiver = Self { addr: super::node::free_port(), state, listener: None };
+        let mut receiver = Self { addr, state, listener: None };
         receiver.up();
         receiver
     }
@@ -141,7 +146,7 @@ impl Receiver {
         if !self.state.up.swap(false, Ordering::SeqCst) {
             return;
         }
-        let _ = TcpStream::connect((Ipv4Addr::LOCALHOST, self.addr.port())); // wakes the accept
+        let _ = TcpStream::connect(self.addr); // wakes the accept
         if let Some(listener) = self.listener.take() {
             let _ = listener.join();
         }

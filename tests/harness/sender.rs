@@ -17,6 +17,19 @@ pub enum Via {
     Mllp(SocketAddr),
     /// POST to this path; `Idempotency-Key` is the control id.
     Http(SocketAddr, String),
+    /// Addresses looked up for each connection, tried in turn.
+    MllpNamed(Lookup),
+    HttpNamed(Lookup, String),
+}
+
+/// What a name stands for at the moment; empty when nothing answers.
+#[derive(Clone)]
+pub struct Lookup(pub Arc<dyn Fn() -> Vec<SocketAddr> + Send + Sync>);
+
+impl std::fmt::Debug for Lookup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Lookup")
+    }
 }
 
 /// What to send.
@@ -34,6 +47,8 @@ pub struct Load {
     pub size: usize,
     /// Patience for one acknowledgment.
     pub timeout: Duration,
+    /// Patience for one address to accept a connection.
+    pub connect: Duration,
     /// Distinguishes the keys and control ids of several loads in one test.
     pub name: String,
     pub seed: u64,
@@ -49,6 +64,7 @@ impl Load {
             count: None,
             size: 1000,
             timeout: Duration::from_secs(10),
+            connect: Duration::from_secs(5),
             name: "L".into(),
             seed: 1,
         }
@@ -106,12 +122,16 @@ pub struct Sent {
     pub reconnects: u64,
     /// Connections refused or cut while being made.
     pub connect_failures: u64,
+    /// Names that gave no address.
+    pub unresolved: u64,
     /// Negative answers by code (`AE`, `AR`, `503`, …) and how often.
     pub refused: std::collections::BTreeMap<String, u64>,
     /// Answers that no node may give: for another control id, of no known code.
     pub violations: Vec<String>,
     /// Time from write to acknowledgment, microseconds, of the acknowledged.
     pub latencies_us: Vec<u32>,
+    /// Of each acknowledged control id: [`super::wire::digest`] of the message.
+    pub digests: std::collections::HashMap<String, u64>,
 }
 
 impl Sent {
@@ -121,11 +141,13 @@ impl Sent {
         self.sent_again += other.sent_again;
         self.reconnects += other.reconnects;
         self.connect_failures += other.connect_failures;
+        self.unresolved += other.unresolved;
         for (code, n) in other.refused {
             *self.refused.entry(code).or_default() += n;
         }
         self.violations.extend(other.violations);
         self.latencies_us.extend(other.latencies_us);
+        self.digests.extend(other.digests);
     }
 
     /// The latency that the share `p` (0 to 1) of the acknowledged stayed below.
@@ -235,6 +257,7 @@ impl Sender {
             match exchange(open, &self.load, &tag.id, message) {
                 Ok(Answer::Taken) => {
                     self.log.acknowledged.push(tag.clone());
+                    self.log.digests.insert(tag.id.clone(), super::wire::digest(message));
                     self.log.latencies_us.push(begin.elapsed().as_micros().min(u128::from(u32::MAX)) as u32);
                     self.shared.acknowledged.fetch_add(1, Ordering::SeqCst);
                     if matches!(connection, Some(Connection::Http(c)) if c.closing) {
@@ -262,33 +285,46 @@ impl Sender {
 
     fn connected<'c>(&mut self, connection: &'c mut Option<Connection>) -> Option<&'c mut Connection> {
         if connection.is_none() {
-            match connect(&self.load) {
-                Ok(open) => {
-                    if !self.log.attempted.is_empty() {
-                        self.log.reconnects += 1;
+            let addresses = match &self.load.via {
+                Via::Mllp(to) | Via::Http(to, _) => vec![*to],
+                Via::MllpNamed(lookup) | Via::HttpNamed(lookup, _) => (lookup.0)(),
+            };
+            self.log.unresolved += u64::from(addresses.is_empty());
+            for to in addresses {
+                match connect(&self.load, to) {
+                    Ok(open) => {
+                        if !self.log.attempted.is_empty() {
+                            self.log.reconnects += 1;
+                        }
+                        *connection = Some(open);
+                        break;
                     }
-                    *connection = Some(open);
+                    Err(_) => self.log.connect_failures += 1,
                 }
-                Err(_) => {
-                    self.log.connect_failures += 1;
-                    std::thread::sleep(Duration::from_millis(self.rng.range(5, 25)));
-                }
+            }
+            if connection.is_none() {
+                std::thread::sleep(Duration::from_millis(self.rng.range(5, 25)));
             }
         }
         connection.as_mut()
     }
 }
 
-fn connect(load: &Load) -> io::Result<Connection> {
+fn connect(load: &Load, to: SocketAddr) -> io::Result<Connection> {
     match &load.via {
-        Via::Mllp(to) => {
-            let stream = TcpStream::connect_timeout(to, Duration::from_secs(5))?;
+        Via::Mllp(_) | Via::MllpNamed(_) => {
+            let stream = TcpStream::connect_timeout(&to, load.connect)?;
             stream.set_nodelay(true)?;
             stream.set_read_timeout(Some(load.timeout))?;
             stream.set_write_timeout(Some(load.timeout))?;
             Ok(Connection::Mllp(stream.try_clone()?, Frames::new(stream)))
         }
-        Via::Http(to, _) => Ok(Connection::Http(Client::connect(*to, load.timeout)?)),
+        Via::Http(..) | Via::HttpNamed(..) => {
+            let client = Client::connect(to, load.connect)?;
+            client.stream().set_read_timeout(Some(load.timeout))?;
+            client.stream().set_write_timeout(Some(load.timeout))?;
+            Ok(Connection::Http(client))
+        }
     }
 }
 
@@ -308,7 +344,9 @@ fn exchange(connection: &mut Connection, load: &Load, id: &str, message: &[u8]) 
             })
         }
         Connection::Http(client) => {
-            let Via::Http(_, path) = &load.via else { return Err(io::ErrorKind::InvalidInput.into()) };
+            let (Via::Http(_, path) | Via::HttpNamed(_, path)) = &load.via else {
+                return Err(io::ErrorKind::InvalidInput.into());
+            };
             let headers = [("Idempotency-Key", id), ("Content-Type", "application/hl7-v2")];
             let answer = client.request("POST", path, &headers, message)?;
             Ok(match answer.status {

@@ -89,6 +89,14 @@ pub fn ack(message: &[u8], code: &str, note: &str) -> Vec<u8> {
     format!("MSH|^~\\&|WITNESS|T|HIE|T|20250101120000||ACK|W{id}|P|2.5.1\rMSA|{code}|{id}|{note}\r").into_bytes()
 }
 
+/// A number that stands for these bytes, to compare them without keeping them.
+pub fn digest(bytes: &[u8]) -> u64 {
+    use std::hash::{DefaultHasher, Hasher};
+    let mut hasher = DefaultHasher::new();
+    hasher.write(bytes);
+    hasher.finish()
+}
+
 /// What a harness message says about itself.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tag {

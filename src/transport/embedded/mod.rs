@@ -1,36 +1,27 @@
 //! The embedded transport: the set "accepted and not finished" of the ledger's log, held as queues in memory.
 //! No second write and no second fsync; rebuilt at start from what the log says is unfinished.
 
-mod hot;
-pub mod lanes;
-mod progress;
-mod route;
-mod state;
-mod words;
-
+use super::queue::{
+    Owner,
+    hot::{Hot, HotBudget},
+    progress::{Progress, Tracked},
+    route::RouteQueue,
+    set::QueueSet,
+    state::{Entry, Given},
+};
 use crate::engine::{
-    deliver::RouteWorker,
     fact::{Fact, RouteState, Seq, What},
     gate::Gate,
-    ports::{Append, Clock, CommitSink, Committed, ControlError, Log, LogError, Pauses, RouteStatus, Transport, Unfinished},
+    ports::{
+        Append, ChannelWork, Clock, CommitSink, Committed, ControlError, Log, LogError, Pauses, RouteStatus, Transport,
+        Unfinished,
+    },
     resend::ResendWindow,
 };
 use crate::telemetry::engine::Pending;
 use crate::{channel::Mode, message::MessageId};
-use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
-use hot::{Hot, HotBudget};
-use progress::{Progress, Tracked};
-use route::RouteQueue;
-use state::{Entry, Given};
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard},
-};
-use words::Words;
-
-/// The queues of one channel, the primary route's first.
-type Queues = HashMap<String, Vec<Arc<RouteQueue>>>;
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 /// What the transport is made of.
 pub struct Parts {
@@ -54,38 +45,31 @@ pub struct Embedded {
     clock: Arc<dyn Clock>,
     gate: Arc<Gate>,
     resend: Arc<ResendWindow>,
-    runtime: tokio::runtime::Handle,
     hot: Arc<HotBudget>,
-    words: Words,
-    queues: ArcSwap<Queues>,
-    /// Makes and replaces queues; deliveries do not take it.
-    configuring: Mutex<()>,
+    queues: QueueSet,
     /// Messages whose progress must be found by sequence number or id: proxied and parked ones.
     tracked: Mutex<Tracked>,
 }
 
 impl Embedded {
     /// A transport without any route yet.
-    pub fn new(parts: Parts) -> Self {
-        Self {
+    pub fn new(parts: Parts) -> Arc<Self> {
+        Arc::new_cyclic(|this: &Weak<Self>| Self {
             log: parts.log,
             clock: parts.clock,
             gate: parts.gate,
             resend: parts.resend,
-            runtime: parts.runtime,
             hot: HotBudget::new(parts.hot_bodies),
-            words: Words::new(parts.pauses),
-            queues: ArcSwap::default(),
-            configuring: Mutex::new(()),
+            queues: QueueSet::new(this.clone(), parts.pauses, parts.runtime),
             tracked: Mutex::default(),
-        }
+        })
     }
 
     /// Puts an unfinished message back at start; to be called in log order, before [`Embedded::launch`].
     ///
     /// A proxied request that was with its upstream when the node ended is recorded as unknown, never sent again, unless
     /// its channel says that the upstream is idempotent.
-    pub fn restore(self: &Arc<Self>, message: Unfinished) {
+    pub fn restore(&self, message: Unfinished) {
         let Unfinished { seq, accepted, routes } = message;
         let id = accepted.envelope.id;
         let progress = Progress::new(seq, id);
@@ -102,13 +86,13 @@ impl Embedded {
                 RouteState::Waiting => {
                     progress.add_active();
                     let entry = Entry::restored(progress.clone(), state, accepted.envelope.received_ms);
-                    self.enqueue(&accepted.channel, name, &accepted.envelope.keys, entry);
+                    self.queues.enqueue(&accepted.channel, name, &accepted.envelope.keys, entry);
                 }
                 RouteState::Parked => {
                     progress.add_parked();
                     let keys = &accepted.envelope.keys;
                     let entry = Entry::restored(progress.clone(), state, accepted.envelope.received_ms);
-                    self.queue(&accepted.channel, name).restore_parked(id, keys, entry);
+                    self.queues.queue(&accepted.channel, name).restore_parked(id, keys, entry);
                     parked.push(name);
                 }
             }
@@ -126,46 +110,8 @@ impl Embedded {
     }
 
     /// Starts the workers on what was restored.
-    pub fn launch(self: &Arc<Self>) {
-        for queue in self.queues.load().values().flatten() {
-            queue.pump();
-        }
-    }
-
-    /// The queue of a route; made when it is not there (a route that is no longer configured keeps what it holds).
-    fn queue(self: &Arc<Self>, channel: &str, route: &str) -> Arc<RouteQueue> {
-        if let Some(queue) = find(&self.queues.load(), channel, route) {
-            return queue;
-        }
-        let _configuring = self.configuring.lock().unwrap_or_else(|e| e.into_inner());
-        let mut queues = Queues::clone(&self.queues.load());
-        if let Some(queue) = find(&queues, channel, route) {
-            return queue;
-        }
-        let word = self.words.about(channel, route);
-        let queue = RouteQueue::new(channel, route, word, Arc::downgrade(self), self.runtime.clone());
-        queues.entry(channel.to_owned()).or_default().push(queue.clone());
-        self.queues.store(Arc::new(queues));
-        queue
-    }
-
-    /// Puts a message into a route's queue, whichever one that is now.
-    fn enqueue(self: &Arc<Self>, channel: &str, route: &str, keys: &[u64], mut entry: Entry) -> Arc<RouteQueue> {
-        loop {
-            let queue = self.queue(channel, route);
-            match queue.push(keys, entry) {
-                Ok(()) => return queue,
-                Err(back) => entry = back,
-            }
-        }
-    }
-
-    /// The queues of these routes.
-    fn targets(self: &Arc<Self>, channel: &str, routes: &[String]) -> Vec<Arc<RouteQueue>> {
-        let queues = self.queues.load();
-        let known = queues.get(channel).map(Vec::as_slice).unwrap_or_default();
-        let one = |name: &String| known.iter().find(|q| *q.route == **name).cloned().unwrap_or_else(|| self.queue(channel, name));
-        routes.iter().map(one).collect()
+    pub fn launch(&self) {
+        self.queues.pump();
     }
 
     fn tracked(&self) -> MutexGuard<'_, Tracked> {
@@ -173,7 +119,7 @@ impl Embedded {
     }
 
     /// One route is done with this message.
-    fn done(&self, progress: &Progress) {
+    fn over(&self, progress: &Progress) {
         let end = progress.done();
         if end.idle {
             self.gate.remove(1);
@@ -186,17 +132,6 @@ impl Embedded {
         }
     }
 
-    /// One route has set this message aside.
-    fn parked(&self, progress: &Arc<Progress>) {
-        if progress.park() {
-            self.gate.remove(1);
-        }
-        // Given up in between: nothing to find any more.
-        if progress.left() > 0 {
-            self.tracked().track(progress.clone());
-        }
-    }
-
     /// A parked delivery is wanted again.
     fn unparked(&self, progress: &Progress) {
         if progress.unpark() {
@@ -206,9 +141,8 @@ impl Embedded {
 
     /// The queues of a message's routes, or of one of them.
     fn queues_of(&self, message: &Unfinished, route: Option<&str>) -> Vec<Arc<RouteQueue>> {
-        let queues = self.queues.load();
         let names = message.accepted.routes.iter().filter(|name| route.is_none_or(|wanted| wanted == *name));
-        names.filter_map(|name| find(&queues, &message.accepted.channel, name)).collect()
+        names.filter_map(|name| self.queues.find(&message.accepted.channel, name)).collect()
     }
 
     fn note(&self, id: MessageId, home: Seq, what: What) {
@@ -217,8 +151,20 @@ impl Embedded {
     }
 }
 
-fn find(queues: &Queues, channel: &str, route: &str) -> Option<Arc<RouteQueue>> {
-    queues.get(channel)?.iter().find(|q| &*q.route == route).cloned()
+impl Owner for Embedded {
+    fn done(&self, _: &RouteQueue, progress: &Arc<Progress>) {
+        self.over(progress);
+    }
+
+    fn parked(&self, _: &RouteQueue, progress: &Arc<Progress>) {
+        if progress.park() {
+            self.gate.remove(1);
+        }
+        // Given up in between: nothing to find any more.
+        if progress.left() > 0 {
+            self.tracked().track(progress.clone());
+        }
+    }
 }
 
 /// The log's writer calls this with what is durable, in log order: so queues are in log order too, whoever sent it
@@ -250,7 +196,7 @@ impl CommitSink for Sink {
             if accepted.routes.len() <= first {
                 continue;
             }
-            let targets = this.targets(&accepted.channel, &accepted.routes[first..]);
+            let targets = this.queues.targets(&accepted.channel, &accepted.routes[first..]);
             let received = accepted.envelope.received_ms;
             let kept = Hot::keep(&this.hot, seq, accepted, body, &this.log);
             let (hot, keys) = match &kept {
@@ -261,7 +207,7 @@ impl CommitSink for Sink {
                 let entry = Entry::new(progress.clone(), hot.cloned(), received);
                 let queue = match queue.push(keys, entry) {
                     Ok(()) => queue,
-                    Err(entry) => this.enqueue(&queue.channel, &queue.route, keys, entry),
+                    Err(entry) => this.queues.enqueue(&queue.channel, &queue.route, keys, entry),
                 };
                 if !touched.iter().any(|t| Arc::ptr_eq(t, &queue)) {
                     touched.push(queue);
@@ -282,63 +228,42 @@ impl Transport for Arc<Embedded> {
     fn answered(&self, seq: Seq) {
         let progress = self.tracked().by_seq(seq);
         if let Some(progress) = progress {
-            self.done(&progress);
+            self.over(&progress);
         }
     }
 
-    fn configure(&self, channels: Vec<(String, Vec<Arc<RouteWorker>>)>) {
-        let mut wanted: HashMap<(String, String), Arc<RouteWorker>> = HashMap::new();
-        for (channel, workers) in channels {
-            for worker in workers {
-                self.queue(&channel, &worker.route.name);
-                wanted.insert((channel.clone(), worker.route.name.clone()), worker);
-            }
-        }
-        let open = |channel: &str, route: &str| {
-            let worker = wanted.get(&(channel.to_owned(), route.to_owned()));
-            worker.is_some_and(|w: &Arc<RouteWorker>| !w.route.paused)
-        };
-        self.words.forget_resumed(open);
-        let _configuring = self.configuring.lock().unwrap_or_else(|e| e.into_inner());
-        let mut queues = Queues::clone(&self.queues.load());
-        for (channel, list) in &mut queues {
-            list.retain(|queue| {
-                let worker = wanted.remove(&(channel.clone(), queue.route.to_string()));
-                let gone = worker.is_none();
-                queue.set_worker(worker);
-                !(gone && queue.remove())
-            });
-        }
-        queues.retain(|_, list| !list.is_empty());
-        let all: Vec<_> = queues.values().flatten().cloned().collect();
-        self.queues.store(Arc::new(queues));
-        for queue in all {
-            queue.pump();
-        }
+    fn configure(&self, channels: Vec<ChannelWork>) {
+        self.queues.configure(channels);
     }
 
     fn routes(&self) -> Vec<RouteStatus> {
         Pending { messages: self.gate.pending() }.emit();
-        let now = self.clock.now_ms();
-        let mut all: Vec<RouteStatus> = self.queues.load().values().flatten().map(|queue| queue.status(now)).collect();
-        // A route that has gone is of interest as long as it holds something.
-        all.retain(|r| r.configured || r.pending + r.parked + u64::from(r.in_flight) > 0);
-        all.sort_by(|a, b| (&a.channel, !a.primary, &a.route).cmp(&(&b.channel, !b.primary, &b.route)));
-        all
+        self.queues.status(self.clock.now_ms())
     }
 
     fn pause(&self, channel: &str, route: &str, paused: bool) -> Result<(), ControlError> {
-        let queue = find(&self.queues.load(), channel, route)
-            .ok_or_else(|| ControlError::NotFound(format!("route {route} of channel {channel}")))?;
-        // Resumed as configured, its configuration counts again.
-        let word = (paused || queue.is_paused_by_configuration()).then_some(paused);
-        self.words.say(channel, route, word, || queue.pause(paused, word)).map_err(|error| {
-            let now = if paused { "paused" } else { "resumed" };
-            ControlError::Failed(format!("the route is {now}, but that will not outlive a restart: {error}"))
-        })
+        self.queues.pause(channel, route, paused)
     }
 
-    fn requeue(&self, message: &Unfinished, route: Option<&str>) -> u32 {
+    fn requeue<'a>(&'a self, message: &'a Unfinished, route: Option<&'a str>) -> BoxFuture<'a, Result<u32, ControlError>> {
+        Box::pin(std::future::ready(Ok(self.put_back(message, route))))
+    }
+
+    fn discard<'a>(&'a self, message: &'a Unfinished, route: Option<&'a str>) -> BoxFuture<'a, Result<u32, ControlError>> {
+        Box::pin(std::future::ready(self.give_up(message, route)))
+    }
+
+    fn pending(&self) -> u64 {
+        self.gate.pending()
+    }
+
+    fn drain(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.queues.drain())
+    }
+}
+
+impl Embedded {
+    fn put_back(&self, message: &Unfinished, route: Option<&str>) -> u32 {
         let envelope = &message.accepted.envelope;
         let Some(progress) = self.tracked().by_id(envelope.id) else { return 0 };
         let mut count = 0;
@@ -355,7 +280,7 @@ impl Transport for Arc<Embedded> {
         count
     }
 
-    fn discard(&self, message: &Unfinished, route: Option<&str>) -> Result<u32, ControlError> {
+    fn give_up(&self, message: &Unfinished, route: Option<&str>) -> Result<u32, ControlError> {
         let envelope = &message.accepted.envelope;
         let parked = self.tracked().by_id(envelope.id);
         let mut count = 0;
@@ -386,7 +311,7 @@ impl Transport for Arc<Embedded> {
                 (Given::Nothing | Given::Parked, _) => continue,
             };
             self.note(envelope.id, message.seq, What::Discarded { route: name.to_string() });
-            self.done(&progress);
+            self.over(&progress);
             queue.pump();
             count += 1;
         }
@@ -394,21 +319,5 @@ impl Transport for Arc<Embedded> {
             (0, Some(why)) => Err(ControlError::Conflict(why)),
             (count, _) => Ok(count),
         }
-    }
-
-    fn pending(&self) -> u64 {
-        self.gate.pending()
-    }
-
-    fn drain(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async move {
-            let queues: Vec<_> = self.queues.load().values().flatten().cloned().collect();
-            for queue in &queues {
-                queue.close();
-            }
-            for queue in &queues {
-                queue.idle().await;
-            }
-        })
     }
 }

@@ -69,6 +69,15 @@ impl LinkState {
         matches!(self, Self::Up { .. })
     }
 
+    /// For how long nothing could be published; zero when it is up.
+    pub fn away_for(&self) -> Duration {
+        match self {
+            Self::Up { .. } => Duration::ZERO,
+            // A clock that was set back counts as a moment.
+            Self::Blocked { since, .. } | Self::Away { since, .. } => since.elapsed().unwrap_or_default(),
+        }
+    }
+
     /// What is wrong, unless it is up.
     pub fn error(&self) -> Option<&Reason> {
         match self {

@@ -4,17 +4,27 @@
 //! [`Publisher`]s (confirmed, in order, repeated over lost connections), [`Consumer`]s, and [`topology`] (names and
 //! declarations of queues).
 
+mod accepting;
 mod confirms;
 mod connect;
 pub mod consumer;
+pub mod declared;
+mod hands;
+mod inbox;
 pub mod link;
+mod members;
 pub mod publisher;
 mod publishing;
+pub mod rabbit;
 pub mod reason;
+mod routes;
 pub mod session;
 pub mod settings;
+mod shipping;
 mod socket;
 pub mod topology;
+mod wire;
+mod work;
 
 pub use consumer::{Acks, ConsumeEnd, Consumer, Delivery, StreamStart};
 pub use link::{Link, LinkState};

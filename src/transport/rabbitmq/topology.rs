@@ -190,6 +190,16 @@ pub enum TopologyError {
 }
 
 impl TopologyError {
+    /// One word for it: `otherwise`, `forbidden`, `missing` or `failed`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Otherwise { .. } => "otherwise",
+            Self::Forbidden { .. } => "forbidden",
+            Self::Missing { .. } => "missing",
+            Self::Failed { .. } => "failed",
+        }
+    }
+
     fn of(spec: &QueueSpec, error: &lapin::Error) -> Self {
         let (queue, said) = (spec.name.clone(), reason::said(error));
         match reason::code(error) {

@@ -26,17 +26,23 @@ pub struct Entry {
     pub parked: bool,
     /// An attempt is being made.
     pub in_hand: bool,
+    /// Who gave it, for [`State::withdraw`]; 0: the log.
+    pub source: u64,
+    /// Withdrawn while an attempt was being made: not tried again here.
+    pub withdrawn: bool,
 }
 
 impl Entry {
     /// A message just accepted.
     pub fn new(progress: Arc<Progress>, hot: Option<Arc<Hot>>, received_ms: i64) -> Self {
-        Self { progress, hot, received_ms, attempts: 0, inside: 0, parked: false, in_hand: false }
+        Self { hot, ..Self::restored(progress, RouteProgress::default(), received_ms) }
     }
 
     /// A message that the log told of at start.
     pub fn restored(progress: Arc<Progress>, known: RouteProgress, received_ms: i64) -> Self {
-        Self { progress, hot: None, received_ms, attempts: known.attempts, inside: known.inside, parked: false, in_hand: false }
+        let RouteProgress { attempts, inside, .. } = known;
+        let (parked, in_hand, withdrawn) = (false, false, false);
+        Self { progress, hot: None, received_ms, attempts, inside, parked, in_hand, source: 0, withdrawn }
     }
 }
 
@@ -66,6 +72,8 @@ pub struct State {
     /// What an operator said: paused, or resumed against the configuration. It outlives a reload and a restart.
     pub word: Option<bool>,
     pub closed: bool,
+    /// Whoever gives the messages cannot be reached: another node may be at work on them.
+    pub suspended: bool,
     /// No longer among the transport's queues.
     pub removed: bool,
     /// Nothing reaches the receiver: one probe at a time, after this moment.
@@ -94,7 +102,7 @@ impl Job {
 impl State {
     /// The next message to deliver, if one may be delivered now.
     pub fn next(&mut self) -> Option<Job> {
-        if self.paused || self.closed {
+        if self.paused || self.closed || self.suspended {
             return None;
         }
         let worker = self.worker.clone()?;
@@ -143,6 +151,27 @@ impl State {
         self.probe_at = Some(Instant::now() + wait);
         wait
     }
+
+    /// Takes out what a source gave, as far as no attempt is being made; that is not tried again. Gives the ids.
+    pub fn withdraw(&mut self, source: u64) -> Vec<MessageId> {
+        let mut gone = Vec::new();
+        for place in self.lanes.places(|entry| entry.source == source) {
+            match self.lanes.get_mut(place) {
+                Some(entry) if entry.in_hand => entry.withdrawn = true,
+                _ => gone.extend(self.lanes.remove(place).map(|entry| entry.progress.id)),
+            }
+        }
+        for id in &gone {
+            self.parked.remove(id);
+        }
+        gone
+    }
+
+    /// Whether an attempt is being made for what a source gave.
+    pub fn holds(&self, source: u64) -> bool {
+        self.lanes.iter().any(|entry| entry.source == source)
+    }
+
     /// Gives up what is set aside, and what waits on a route that is held or no longer configured. `tracked`: what is set
     /// aside has been noted as such everywhere.
     pub fn discard(&mut self, id: MessageId, keys: &[u64], tracked: bool) -> Given {

@@ -1,7 +1,7 @@
 //! One route's queue and the tasks that work it off.
 
 use super::{
-    Embedded,
+    Owner,
     lanes::Place,
     progress::Progress,
     state::{Entry, Given, Job, State},
@@ -27,8 +27,8 @@ use std::{
 pub struct RouteQueue {
     pub channel: Box<str>,
     pub route: Box<str>,
-    /// Weak: queues belong to the transport.
-    transport: Weak<Embedded>,
+    /// Told what became of a message. Weak: queues belong to the transport.
+    owner: Weak<dyn Owner>,
     runtime: tokio::runtime::Handle,
     state: Mutex<State>,
     idle: tokio::sync::Notify,
@@ -40,14 +40,14 @@ impl RouteQueue {
         channel: &str,
         route: &str,
         word: Option<bool>,
-        transport: Weak<Embedded>,
+        owner: Weak<dyn Owner>,
         runtime: tokio::runtime::Handle,
     ) -> Arc<Self> {
         let state = State { word, paused: word.unwrap_or(false), ..State::default() };
         Arc::new(Self {
             channel: channel.into(),
             route: route.into(),
-            transport,
+            owner,
             runtime,
             state: Mutex::new(state),
             idle: tokio::sync::Notify::new(),
@@ -129,6 +129,10 @@ impl RouteQueue {
                     state.last_error.clear();
                     finished = state.lanes.remove(job.place);
                 }
+                Verdict::Retry { error, .. } if state.lanes.get_mut(job.place).is_some_and(|entry| entry.withdrawn) => {
+                    state.last_error = error;
+                    state.lanes.remove(job.place);
+                }
                 Verdict::Retry { after, unreachable, inside, error } => {
                     state.last_error = error;
                     if let Some(entry) = state.lanes.get_mut(job.place) {
@@ -149,7 +153,8 @@ impl RouteQueue {
                     state.reached();
                     state.last_error = error;
                     let id = job.progress.id;
-                    if job.worker.after_park == AfterPark::Hold {
+                    let withdrawn = state.lanes.get_mut(job.place).is_some_and(|entry| entry.withdrawn);
+                    if job.worker.after_park == AfterPark::Hold && !withdrawn {
                         state.parked.insert(id, Some(job.place));
                         if let Some(entry) = state.lanes.get_mut(job.place) {
                             entry.hot = None;
@@ -171,12 +176,12 @@ impl RouteQueue {
             }
             next
         };
-        if let Some(transport) = self.transport.upgrade() {
+        if let Some(owner) = self.owner.upgrade() {
             if let Some(entry) = finished {
-                transport.done(&entry.progress);
+                owner.done(self, &entry.progress);
             }
             if let Some(progress) = parked {
-                transport.parked(&progress);
+                owner.parked(self, &progress);
             }
         }
         // Others may run beside this task: a lane was freed, or a probe got through.
@@ -225,6 +230,11 @@ impl RouteQueue {
         state.removed
     }
 
+    /// Does a parked message hold its key?
+    pub fn holds_key(&self) -> bool {
+        self.lock().worker.as_ref().is_some_and(|w| w.after_park == AfterPark::Hold)
+    }
+
     /// Does its channel file say so?
     pub fn is_paused_by_configuration(&self) -> bool {
         self.lock().worker.as_ref().is_some_and(|w| w.route.paused)
@@ -246,6 +256,11 @@ impl RouteQueue {
             }
         }
         self.pump();
+    }
+
+    /// What is set aside is no longer this queue's.
+    pub fn forget_parked(&self, id: MessageId) {
+        self.lock().parked.remove(&id);
     }
 
     /// Puts a parked message back; false when it is not parked here.
@@ -270,6 +285,26 @@ impl RouteQueue {
     /// Gives a message up, see [`State::discard`].
     pub fn discard(&self, id: MessageId, keys: &[u64], tracked: bool) -> Given {
         self.lock().discard(id, keys, tracked)
+    }
+
+    /// Takes out what a source gave; what is in hand ends by itself, see [`RouteQueue::ended`].
+    pub fn withdraw(&self, source: u64) -> Vec<MessageId> {
+        self.lock().withdraw(source)
+    }
+
+    /// Resolves when nothing that a source gave is here any more.
+    pub async fn ended(&self, source: u64) {
+        while self.lock().holds(source) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Begins no attempt while suspended.
+    pub fn suspend(self: &Arc<Self>, suspended: bool) {
+        let before = std::mem::replace(&mut self.lock().suspended, suspended);
+        if before && !suspended {
+            self.pump();
+        }
     }
 
     /// Takes nothing new from now on.

@@ -121,6 +121,7 @@ impl<T> Lanes<T> {
     }
 
     /// Whether any message may be delivered now.
+    #[cfg(test)]
     pub fn has_ready(&self) -> bool {
         !self.ready.is_empty()
     }
@@ -138,6 +139,12 @@ impl<T> Lanes<T> {
             Some(key) => self.lanes.get(key)?.iter().find_map(|place| holds(*place)),
             None => (0..self.slots.len() as Place).find_map(holds),
         }
+    }
+
+    /// The places of all messages that `wanted` holds for.
+    pub fn places(&self, wanted: impl Fn(&T) -> bool) -> Vec<Place> {
+        let all = self.slots.iter().enumerate();
+        all.filter(|(_, slot)| slot.as_ref().is_some_and(|s| wanted(&s.value))).map(|(at, _)| at as Place).collect()
     }
 
     /// Takes a message out of its lanes, wherever it stands; its successors move up.

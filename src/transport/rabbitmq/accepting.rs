@@ -1,0 +1,496 @@
+//! The accepting side of one inbox partition: one task, so that what is accepted, spooled and handed on later keeps its order.
+//!
+//! While the broker answers, what waits goes to the inbox in micro-batches, and a sender is acknowledged by the broker's confirm.
+//! While it does not, the channel's `outage` decides: `spool` accepts into this node's own log, to be handed on in order later;
+//! `refuse` tells the sender. What comes while something is spooled goes behind it.
+
+use super::{
+    Link, PublishError, Publisher, PublisherLimits,
+    declared::Declared,
+    shipping::Shipping,
+    wire::{self, Batch, Parcel},
+};
+use crate::channel::{Mode, Outage};
+use crate::engine::{
+    fact::{Attempt, BodyRef, Fact, Outcome, Seq, What},
+    ports::{Append, Clock, Log, LogError},
+    replica::Replica,
+};
+use crate::message::MessageId;
+use crate::telemetry::cluster as events;
+use bytes::{Bytes, BytesMut};
+use futures_util::{StreamExt, future::BoxFuture, stream::FuturesOrdered};
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::AcqRel, Ordering::Acquire, Ordering::Release},
+    },
+    time::{Duration, Instant},
+};
+use tokio::sync::{mpsc, oneshot};
+
+/// Messages in one micro-batch …
+const MOST: usize = 128;
+/// … and bytes of their bodies, about.
+const BYTES: usize = 512 << 10;
+/// Batches without a confirm: while they are on their way, the next ones grow.
+const ON_THE_WAY: usize = 4;
+/// Messages that may wait for the task.
+const WAITING: usize = 4096;
+/// A confirm is waited for so long before a message is spooled …
+const SPOOL_AFTER: Duration = Duration::from_secs(5);
+/// … or refused: the other brokers choose a new leader within that.
+const REFUSE_AFTER: Duration = Duration::from_secs(10);
+/// What comes while the spool is handed on waits so long before it is spooled as well.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// A body that does not travel is waited for so long in the stream before the partition looks around again.
+const SHIPPED_WITHIN: Duration = Duration::from_secs(1);
+/// Times that a message of the spool may fail to be read back before it is set aside.
+const READS: u32 = 50;
+/// How often it is looked whether the broker is back.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// One message to accept.
+struct Item {
+    parcel: Parcel,
+    since: Instant,
+    /// Its place in this node's log, when it is there already (a proxied one).
+    stored: Option<Seq>,
+    answer: oneshot::Sender<Result<Seq, LogError>>,
+}
+
+/// A message in this node's log that the broker does not have yet.
+pub struct Spooled {
+    pub seq: Seq,
+    pub id: MessageId,
+    /// A proxied one whose upstream may have it again: all its routes are served by the queues.
+    pub whole: bool,
+}
+
+/// What the tasks of all partitions share.
+pub struct Shared {
+    pub link: Link,
+    pub log: Arc<dyn Log>,
+    pub replica: Arc<dyn Replica>,
+    pub clock: Arc<dyn Clock>,
+    pub shipping: Arc<Shipping>,
+    /// Bodies up to this size travel through the broker.
+    pub inline: u64,
+    /// Of publishers.
+    pub limits: PublisherLimits,
+    /// Messages in all partitions' spools.
+    pub spooled: AtomicU64,
+}
+
+/// See the module.
+pub struct Accepting {
+    items: mpsc::Sender<Item>,
+    spools: Arc<AtomicBool>,
+    restored: mpsc::UnboundedSender<Spooled>,
+}
+
+impl Accepting {
+    /// Starts the task for one inbox partition.
+    pub fn start(
+        queue: Arc<str>,
+        outage: Outage,
+        shared: Arc<Shared>,
+        queues: Arc<Declared>,
+        runtime: &tokio::runtime::Handle,
+    ) -> Self {
+        let (items, incoming) = mpsc::channel(WAITING);
+        let (restored, old) = mpsc::unbounded_channel();
+        let limits = |give_up| PublisherLimits { give_up: Some(give_up), window: 16, ..shared.limits.clone() };
+        let spools = Arc::new(AtomicBool::new(outage == Outage::Spool));
+        let task = Task {
+            queue,
+            spools: spools.clone(),
+            publisher: Publisher::start(
+                &shared.link,
+                "inbox",
+                limits(if outage == Outage::Spool { SPOOL_AFTER } else { REFUSE_AFTER }),
+                runtime,
+            ),
+            shared,
+            queues,
+            incoming,
+            restored: old,
+            waiting: VecDeque::new(),
+            on_the_way: FuturesOrdered::new(),
+            failed_reads: 0,
+            spool: VecDeque::new(),
+        };
+        runtime.spawn(task.run());
+        Self { items, spools, restored }
+    }
+
+    /// Takes one message; the order of calls is the order in the inbox. Resolves when it is durable. `stored`: its place in this
+    /// node's log, when it has been written there already.
+    pub fn accept(&self, parcel: Parcel, stored: Option<Seq>) -> BoxFuture<'static, Result<Seq, LogError>> {
+        let (answer, answered) = oneshot::channel();
+        match self.items.try_send(Item { parcel, since: Instant::now(), stored, answer }) {
+            Ok(()) => Box::pin(async move { answered.await.unwrap_or_else(|_| Err(ended())) }),
+            Err(mpsc::error::TrySendError::Full(_)) => Box::pin(std::future::ready(Err(LogError::Busy))),
+            Err(mpsc::error::TrySendError::Closed(_)) => Box::pin(std::future::ready(Err(ended()))),
+        }
+    }
+
+    /// What becomes of new messages from now on while no broker answers.
+    pub fn set_outage(&self, outage: Outage) {
+        self.spools.store(outage == Outage::Spool, Release);
+    }
+
+    /// A message that an earlier run accepted into its own log; to be called in log order.
+    pub fn restore(&self, spooled: Spooled) {
+        // The task lives as long as this does.
+        let _ = self.restored.send(spooled);
+    }
+}
+
+fn ended() -> LogError {
+    LogError::Failed("the node is ending".into())
+}
+
+type Confirm = BoxFuture<'static, (Vec<Item>, Result<(), PublishError>)>;
+
+struct Task {
+    queue: Arc<str>,
+    spools: Arc<AtomicBool>,
+    shared: Arc<Shared>,
+    queues: Arc<Declared>,
+    publisher: Publisher,
+    incoming: mpsc::Receiver<Item>,
+    restored: mpsc::UnboundedReceiver<Spooled>,
+    waiting: VecDeque<Item>,
+    on_the_way: FuturesOrdered<Confirm>,
+    /// Times in a row that the first of the spool could not be read.
+    failed_reads: u32,
+    spool: VecDeque<Spooled>,
+}
+
+impl Task {
+    async fn run(mut self) {
+        loop {
+            while let Ok(spooled) = self.restored.try_recv() {
+                self.push_spooled(spooled);
+            }
+            let alive = if self.spool.is_empty() { self.direct().await } else { self.spooling().await };
+            if !alive {
+                return;
+            }
+        }
+    }
+
+    /// Hands on to the broker until something has to be spooled; false when the node ends.
+    async fn direct(&mut self) -> bool {
+        loop {
+            if !self.waiting.is_empty() && self.on_the_way.is_empty() && !self.reachable().await {
+                self.take_back(Vec::new()).await;
+                return true;
+            }
+            while self.on_the_way.len() < ON_THE_WAY && !self.waiting.is_empty() {
+                if self.waiting.front().is_some_and(|item| self.is_large(item)) {
+                    // Through the log: its pieces lie there already.
+                    if !self.on_the_way.is_empty() {
+                        break;
+                    }
+                    let Some(item) = self.waiting.pop_front() else { break };
+                    self.store(item).await;
+                    return true;
+                }
+                self.send_batch();
+            }
+            tokio::select! {
+                biased;
+                Some((items, result)) = self.on_the_way.next(), if !self.on_the_way.is_empty() => match result {
+                    Ok(()) => items.into_iter().for_each(|item| drop(item.answer.send(Ok(0)))),
+                    Err(PublishError::Away { .. }) => {
+                        self.take_back(items).await;
+                        return true;
+                    }
+                    Err(PublishError::Rejected { .. }) => refuse(items, &LogError::Busy),
+                    Err(PublishError::Unroutable { .. }) => {
+                        self.queues.forget(&self.queue);
+                        self.take_back(items).await;
+                        return true;
+                    }
+                    Err(error) => refuse(items, &LogError::Failed(error.to_string())),
+                },
+                item = self.incoming.recv(), if self.waiting.len() < WAITING => match item {
+                    Some(item) => {
+                        self.waiting.push_back(item);
+                        while self.waiting.len() < WAITING && let Ok(item) = self.incoming.try_recv() {
+                            self.waiting.push_back(item);
+                        }
+                    }
+                    None if self.waiting.is_empty() && self.on_the_way.is_empty() => return false,
+                    // What is on its way is waited for.
+                    None => {
+                        let Some((items, result)) = self.on_the_way.next().await else { return false };
+                        let result = result.map(|()| 0).map_err(|e| LogError::Failed(e.to_string()));
+                        items.into_iter().for_each(|item| drop(item.answer.send(result.clone())));
+                    }
+                },
+                Some(spooled) = self.restored.recv() => {
+                    self.push_spooled(spooled);
+                    return true;
+                }
+            }
+        }
+    }
+
+    /// Whether the inbox can be published to now; where messages would be refused, a lost connection is given a moment to come back.
+    async fn reachable(&mut self) -> bool {
+        let begun = Instant::now();
+        loop {
+            let state = self.shared.link.state();
+            if state.up() && self.queues.ensure_now(&self.shared.link, &self.queue).await.is_ok() {
+                return true;
+            }
+            // One that has been away for a while already is not waited for.
+            if self.spools() || begun.elapsed().max(state.away_for()) >= REFUSE_AFTER {
+                return false;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    fn spools(&self) -> bool {
+        self.spools.load(Acquire)
+    }
+
+    fn is_large(&self, item: &Item) -> bool {
+        matches!(item.parcel.accepted.body, BodyRef::Chunks { .. }) || item.parcel.accepted.envelope.body_len > self.shared.inline
+    }
+
+    /// One micro-batch of what waits.
+    fn send_batch(&mut self) {
+        let (mut items, mut batch, mut bytes) = (Vec::new(), Batch::default(), 0);
+        while items.len() < MOST && bytes < BYTES {
+            match self.waiting.front() {
+                Some(item) if !self.is_large(item) => {}
+                _ => break,
+            }
+            let Some(item) = self.waiting.pop_front() else { break };
+            bytes += item.parcel.body.as_ref().map_or(0, Bytes::len);
+            batch.messages.push(item.parcel.clone());
+            items.push(item);
+        }
+        match wire::encode(&batch) {
+            Ok(payload) => {
+                let confirm = self.publisher.publish(&self.queue, payload, false);
+                self.on_the_way.push_back(Box::pin(async move { (items, confirm.await.map(|_| ())) }));
+            }
+            Err(error) => refuse(items, &LogError::Failed(error.to_string())),
+        }
+    }
+
+    /// The broker does not answer: what was on its way, and all that waits behind it, is spooled or refused.
+    async fn take_back(&mut self, items: Vec<Item>) {
+        let mut all = items;
+        while let Some((items, result)) = self.on_the_way.next().await {
+            match result {
+                Ok(()) => items.into_iter().for_each(|item| drop(item.answer.send(Ok(0)))),
+                Err(_) => all.extend(items),
+            }
+        }
+        all.extend(self.waiting.drain(..));
+        if !self.spools() {
+            return refuse(all, &away());
+        }
+        events::Spooling { queue: &self.queue }.emit();
+        for item in all {
+            self.store(item).await;
+        }
+    }
+
+    /// Into this node's own log.
+    async fn store(&mut self, item: Item) {
+        let Item { parcel, stored, answer, .. } = item;
+        let Parcel { accepted, body, .. } = parcel;
+        let id = accepted.envelope.id;
+        let fact = Fact { id, home: 0, at: accepted.envelope.received_ms, what: What::Accepted(Box::new(accepted)) };
+        let stored = match stored {
+            Some(seq) => Ok(seq),
+            None => self.shared.log.append(Append { fact, body, deliver: false }).await,
+        };
+        // A publication that was taken back may have been stored all the same, and its accept fact have come from the inbox's consumer:
+        // then that one is the message, and there is nothing to hand on.
+        if let Ok(seq) = &stored
+            && self.shared.replica.home(id).await.is_none_or(|home| home == *seq)
+        {
+            self.push_spooled(Spooled { seq: *seq, id, whole: false });
+        }
+        // The sender may have gone.
+        let _ = answer.send(stored);
+    }
+
+    fn push_spooled(&mut self, spooled: Spooled) {
+        self.spool.push_back(spooled);
+        let now = self.shared.spooled.fetch_add(1, AcqRel) + 1;
+        self.shared.shipping.set_spooled(now);
+    }
+
+    /// Hands on what is spooled, in order, while what comes goes behind it; false when the node ends.
+    async fn spooling(&mut self) -> bool {
+        loop {
+            // A queue that cannot be used is as good as no broker: nobody waits for it.
+            let mut up = self.shared.link.state().up();
+            if up && !self.spool.is_empty() {
+                up = self.hand_on().await;
+            }
+            if self.spools() {
+                // While the broker answers, what comes waits a moment: else a spool that is filled as quickly as it is emptied never ends.
+                let long = |item: &Item| !up || item.since.elapsed() > PATIENCE;
+                while let Some(item) = self.waiting.pop_front_if(|item| long(item)) {
+                    self.store(item).await;
+                }
+                if self.spool.is_empty() {
+                    events::Spooled { queue: &self.queue }.emit();
+                    return true;
+                }
+            } else if !up {
+                // What waits its turn behind the spool is told that there is nobody to hand it to.
+                refuse(self.waiting.drain(..).collect(), &away());
+            } else if self.spool.is_empty() {
+                return true;
+            }
+            tokio::select! {
+                biased;
+                item = self.incoming.recv(), if self.waiting.len() < WAITING => match item {
+                    Some(item) => self.waiting.push_back(item),
+                    // The log keeps what the broker does not have.
+                    None => return false,
+                },
+                Some(spooled) = self.restored.recv() => self.push_spooled(spooled),
+                () = tokio::time::sleep(LOOK), if !up => {}
+                () = std::future::ready(()), if up => {}
+            }
+        }
+    }
+
+    /// A batch of the spool to the inbox; what cannot be handed on stays. False when the inbox cannot be used.
+    async fn hand_on(&mut self) -> bool {
+        if self.queues.ensure_now(&self.shared.link, &self.queue).await.is_err() {
+            return false;
+        }
+        let (mut batch, mut bytes, mut count) = (Batch::default(), 0, 0);
+        let mut needed = 0;
+        for spooled in self.spool.iter().take(MOST) {
+            let Ok(mut accepted) = self.shared.log.accepted(spooled.seq).await else { break };
+            if spooled.whole {
+                accepted.mode = Mode::Queue;
+            }
+            let travels = accepted.envelope.body_len <= self.shared.inline && accepted.body != BodyRef::None;
+            let body = match travels {
+                true => match whole(&*self.shared.log, spooled.seq, &accepted.body).await {
+                    Some(body) => Some(body),
+                    None => break,
+                },
+                false => None,
+            };
+            if accepted.body != BodyRef::None && !travels {
+                needed = spooled.seq;
+            }
+            bytes += body.as_ref().map_or(0, Bytes::len);
+            batch.messages.push(Parcel { accepted, body, requeued: false });
+            count += 1;
+            if bytes >= BYTES {
+                break;
+            }
+        }
+        if count == 0 {
+            // The store cannot be read, which it tells itself.
+            self.failed_reads += 1;
+            if self.failed_reads > READS {
+                self.set_aside().await;
+            }
+            tokio::time::sleep(LOOK).await;
+            return true;
+        }
+        self.failed_reads = 0;
+        // A body that does not travel is read from the stream: it has to be there first.
+        if tokio::time::timeout(SHIPPED_WITHIN, self.shared.shipping.wait_confirmed(needed)).await.is_err() {
+            return true;
+        }
+        let Ok(payload) = wire::encode(&batch) else { return true };
+        match self.publisher.publish(&self.queue, payload, true).await {
+            Ok(_) => {
+                for (spooled, parcel) in self.spool.drain(..count).zip(&batch.messages) {
+                    // A proxied one may still be with its upstream: how that ended is this node's to say, also after a restart.
+                    if parcel.accepted.mode == Mode::Proxy {
+                        continue;
+                    }
+                    let fact = Fact { id: spooled.id, home: spooled.seq, at: self.shared.clock.now_ms(), what: What::Forwarded };
+                    self.shared.log.append_later(Append { fact, body: None, deliver: false });
+                }
+                let left = self.shared.spooled.fetch_sub(count as u64, AcqRel) - count as u64;
+                self.shared.shipping.set_spooled(left);
+            }
+            // Somebody deleted it: it is declared again.
+            Err(PublishError::Unroutable { .. }) => {
+                self.queues.forget(&self.queue);
+                return false;
+            }
+            Err(_) => tokio::time::sleep(LOOK).await,
+        }
+        true
+    }
+}
+
+impl Task {
+    /// The first of the spool cannot be read back: it is parked for an operator, and those behind it go on.
+    async fn set_aside(&mut self) {
+        self.failed_reads = 0;
+        let Some(spooled) = self.spool.pop_front() else { return };
+        let left = self.shared.spooled.fetch_sub(1, AcqRel) - 1;
+        self.shared.shipping.set_spooled(left);
+        let Ok(accepted) = self.shared.log.accepted(spooled.seq).await else { return };
+        for route in accepted.routes {
+            let attempt = Attempt {
+                route,
+                number: 1,
+                target: String::new(),
+                took_ms: 0,
+                outcome: Outcome::Parked,
+                status: 0,
+                ack: String::new(),
+                error: "its body cannot be read from the ledger, so it could not be handed to the broker".into(),
+                response: BodyRef::None,
+                response_len: 0,
+                inside: 1,
+            };
+            let what = What::Attempt(Box::new(attempt));
+            let fact = Fact { id: spooled.id, home: spooled.seq, at: self.shared.clock.now_ms(), what };
+            self.shared.log.append_later(Append { fact, body: None, deliver: false });
+        }
+    }
+}
+
+/// A body that is small enough to be held whole; `None` when it cannot be read.
+pub async fn whole(log: &dyn Log, seq: Seq, body: &BodyRef) -> Option<Bytes> {
+    let mut stream = log.read(seq, body);
+    let mut whole = BytesMut::new();
+    while let Some(piece) = stream.next().await {
+        whole.extend_from_slice(&piece.ok()?);
+    }
+    Some(whole.freeze())
+}
+
+impl Shared {
+    /// Messages in all partitions' spools.
+    pub fn spooled(&self) -> u64 {
+        self.spooled.load(Acquire)
+    }
+}
+
+fn refuse(items: Vec<Item>, why: &LogError) {
+    for item in items {
+        let _ = item.answer.send(Err(why.clone()));
+    }
+}
+
+fn away() -> LogError {
+    LogError::Failed("no broker answers".into())
+}
