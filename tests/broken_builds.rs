@@ -5,15 +5,21 @@
 //! |---|---|---|
 //! | `--features break-fsync` | the fsync of each commit | `fsync_trace.rs` |
 //! | `--features break-ack` | acknowledging only after the commit | `durability.rs` (lost) |
-//! | `--features break-order` | one message of a key at a time | `order.rs` (out of order) |
+//! | `--features break-order` | one message of a key at a time | `order.rs` and, on two nodes over three brokers, the judges of `cluster_chaos.rs` (out of order) |
 //!
 //! A fourth, `--features break-panic`, panics on demand: `panics.rs` sees that the node goes on and tells nothing of what
 //! it was working on. `tests/run` builds them beforehand; see `harness/broken.rs`.
 
+mod cluster_support;
 mod harness;
 
+use cluster_support::judge::told_everywhere;
+use cluster_support::{Cluster, Plan};
 use harness::broken::build as broken;
-use harness::{Rng, scenario, traced};
+use harness::sender::Lookup;
+use harness::{Behaviour, Doubles, Load, Rng, Via, channels, check, scenario, traced};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 fn must_be_red(what: &str, told: Result<(), String>, because: &[&str]) {
@@ -42,4 +48,32 @@ fn acknowledging_before_the_commit_turns_the_kill_test_red() {
 fn breaking_the_order_turns_the_order_test_red() {
     let mut rng = Rng::from_env("break-order");
     must_be_red("break-order", scenario::order(broken("break-order"), &mut rng, 500), &[" out of order: "]);
+}
+
+/// A cluster of nodes of the broken build, nothing else going wrong, before the judges of `cluster_chaos.rs`.
+#[test]
+fn breaking_the_order_turns_the_cluster_judges_red() {
+    let mut rng = Rng::from_env("break-order cluster");
+    let cluster = Cluster::start(Plan { servers: 0, nodes: 2, ..Plan::default() });
+    // Slow enough for a key's messages to wait for one another.
+    let failing = Behaviour { close: 0.02, reject: 0.05, delay: Duration::from_millis(20), ..Behaviour::default() };
+    let receiver = cluster.receiver(false, failing, rng.split());
+    let node = |n: usize| {
+        let builder = cluster.node(n).binary(broken("break-order")).section(&cluster.rabbitmq(""));
+        builder.channel(channels::all_to(&receiver)).start()
+    };
+    let nodes = [node(1), node(2)];
+    let addresses: Vec<SocketAddr> = nodes.iter().map(|n| n.mllp).collect();
+    let turn = std::sync::atomic::AtomicUsize::new(0);
+    let lookup = Lookup(Arc::new(move || {
+        let turn = turn.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        vec![addresses[turn % addresses.len()]]
+    }));
+    let load = Load { keys: 1, count: Some(60), seed: rng.next(), ..Load::new(Via::MllpNamed(lookup)) };
+    let sent = load.run(Duration::from_secs(30));
+    receiver.wait_for(&sent, Duration::from_secs(20));
+    let told = check(&sent, &receiver.arrivals(), Doubles::Counted).map(drop);
+    let everywhere = told_everywhere(&nodes.each_ref(), &[&sent], 20, &mut rng, Duration::from_secs(20));
+    println!("what the nodes tell: {everywhere:?}");
+    must_be_red("break-order in a cluster", told, &[" out of order: "]);
 }

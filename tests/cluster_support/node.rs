@@ -1,0 +1,63 @@
+//! Nodes on machines of the cluster, and the names by which senders find them.
+
+use super::consul::dig;
+use super::{Cluster, Machine};
+use crate::harness::sender::Lookup;
+use crate::harness::{Behaviour, Builder, Receiver, Rng};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+impl Cluster {
+    /// A node for the machine `n<number>`, with the usual ports on its address; nothing is started. The caller adds
+    /// channels and sections ([`Self::rabbitmq`], [`Self::consul`]).
+    pub fn node(&self, number: usize) -> Builder {
+        self.node_on(&self.machines[number - 1])
+    }
+
+    pub fn node_on(&self, machine: &Machine) -> Builder {
+        let mut builder = Builder::new().wrapper(&machine.wrapper()).patience(Duration::from_secs(60));
+        builder.name.clone_from(&machine.name);
+        builder.at = Some(machine.ip.into());
+        machine.dir().clone_into(&mut builder.within);
+        builder
+    }
+
+    /// `[transport]` of a node that works with these brokers; `more` adds lines.
+    pub fn rabbitmq(&self, more: &str) -> String {
+        let password_file = self.net.dir().join("broker-password");
+        std::fs::write(&password_file, &self.brokers.settings.password).expect("a file");
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(&password_file, mode).expect("permissions");
+        format!(
+            "[transport]\nkind = \"rabbitmq\"\nurls = {:?}\nuser = \"{}\"\npassword_file = {password_file:?}\n{more}\n",
+            self.brokers.urls(),
+            super::broker::USER
+        )
+    }
+
+    /// `[discovery]` of a node that talks to its machine's agent; `more` adds lines.
+    pub fn consul(&self, more: &str) -> String {
+        format!("[discovery]\nconsul = \"http://127.0.0.1:8500\"\n{more}\n")
+    }
+
+    /// A receiver that the machines reach.
+    pub fn receiver(&self, http: bool, behaviour: Behaviour, rng: Rng) -> Receiver {
+        Receiver::at(self.net.outside().into(), http, behaviour, rng)
+    }
+
+    /// What `name` stands for, asked anew at the caching resolver each time, with this port.
+    pub fn lookup(&self, name: &str, port: u16) -> Lookup {
+        let resolver = self.resolver.as_ref().expect("a cluster with Consul").dns();
+        lookup(resolver, name, port)
+    }
+}
+
+/// What `name` stands for, asked anew at this DNS server each time, with this port.
+pub fn lookup(server: SocketAddr, name: &str, port: u16) -> Lookup {
+    let name = name.to_owned();
+    Lookup(Arc::new(move || {
+        let answers = dig(server, &name, "A");
+        answers.iter().filter_map(|a| Some((a.parse::<std::net::Ipv4Addr>().ok()?, port).into())).collect()
+    }))
+}
