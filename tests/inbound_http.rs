@@ -306,7 +306,7 @@ async fn a_response_is_relayed_without_what_belongs_to_its_hop() {
     ] {
         assert!(head.contains(&format!("{there}\r\n")), "{there} is missing in {head}");
     }
-    for gone in ["x-own", "keep-alive", "transfer-encoding", "forged", "bad"] {
+    for gone in ["x-own", "keep-alive", "transfer-encoding", "forged", "\r\nbad"] {
         assert!(!head.contains(gone), "{gone} is there in {head}");
     }
     let head = raw(&running, b"HEAD /head HTTP/1.1\r\nHost: hie\r\nConnection: close\r\n\r\n").await;

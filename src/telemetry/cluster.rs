@@ -13,7 +13,6 @@ fn counter(name: &str, help: &str) -> Counter {
 
 static SHIPPED: LazyLock<Counter> =
     LazyLock::new(|| counter("ledger_shipped", "Records of this log confirmed by the ledger stream"));
-static APPLIED: LazyLock<Counter> = LazyLock::new(|| counter("ledger_applied", "Records of other nodes taken into this log"));
 static GAPS: LazyLock<Counter> = LazyLock::new(|| {
     counter("ledger_stream_gaps", "Batches of the ledger stream that came before one they follow; they come again")
 });
@@ -37,7 +36,7 @@ static UNUSABLE: LazyLock<Family<Kind, Gauge>> = LazyLock::new(|| {
 
 /// Registers the metrics that nothing has touched yet.
 pub(super) fn touch() {
-    for counter in [&SHIPPED, &APPLIED, &GAPS, &HOLES, &STREAM_FAILURES, &TAKEN, &ENDED] {
+    for counter in [&SHIPPED, &GAPS, &HOLES, &STREAM_FAILURES, &TAKEN, &ENDED] {
         LazyLock::force(counter);
     }
     LazyLock::force(&SPOOLED);
@@ -52,17 +51,6 @@ pub struct Shipped {
 impl Shipped {
     pub fn emit(self) {
         SHIPPED.inc_by(self.records as u64);
-    }
-}
-
-/// Another node's records go into this log. Metric only.
-pub struct Applied {
-    pub records: usize,
-}
-
-impl Applied {
-    pub fn emit(self) {
-        APPLIED.inc_by(self.records as u64);
     }
 }
 

@@ -6,6 +6,7 @@ use crate::harness::sender::Lookup;
 use crate::harness::{Behaviour, Builder, Receiver, Rng};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 impl Cluster {
@@ -53,11 +54,16 @@ impl Cluster {
     }
 }
 
-/// What `name` stands for, asked anew at this DNS server each time, with this port.
+/// What `name` stands for, asked anew at this DNS server each time, with this port; another address first each time, so that
+/// senders are spread over all.
 pub fn lookup(server: SocketAddr, name: &str, port: u16) -> Lookup {
     let name = name.to_owned();
+    let turn = AtomicUsize::new(0);
     Lookup(Arc::new(move || {
-        let answers = dig(server, &name, "A");
+        let mut answers = dig(server, &name, "A");
+        answers.sort();
+        let first = turn.fetch_add(1, Ordering::Relaxed) % answers.len().max(1);
+        answers.rotate_left(first);
         answers.iter().filter_map(|a| Some((a.parse::<std::net::Ipv4Addr>().ok()?, port).into())).collect()
     }))
 }

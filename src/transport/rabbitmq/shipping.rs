@@ -432,7 +432,6 @@ impl Shipping {
                 if let Some(last) = records.last() {
                     taken.insert(told.origin, last.seq);
                 }
-                events::Applied { records: records.len() }.emit();
                 let count = records.len() as u64;
                 self.under_way.fetch_add(count, AcqRel);
                 let applied = self.replica.apply(told.origin, records, delivery.offset.unwrap_or(0));
