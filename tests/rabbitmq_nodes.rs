@@ -147,7 +147,7 @@ fn while_the_broker_is_away_messages_are_spooled_or_refused() {
     let node = node(&broker, "a", &channels, "");
     let load = Load { connections: 4, rate: Some(100.0), ..Load::new(Via::Mllp(node.mllp)) }.start();
     assert!(wait_until(Duration::from_secs(20), || spooled.count() > 50), "{}", node.log_tail(20));
-    broker.rabbit.kill();
+    broker.rabbit.stop();
     std::thread::sleep(Duration::from_secs(2));
     let before = load.acknowledged();
     std::thread::sleep(Duration::from_secs(8));

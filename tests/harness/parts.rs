@@ -136,7 +136,14 @@ impl Rabbitmq {
         let _ = self.child.wait();
     }
 
-    /// Starts again, after [`Rabbitmq::kill`], with what it has on disk.
+    /// Ends it as an operator does.
+    pub fn stop(&mut self) {
+        self.eval("init:stop().");
+        let ended = wait_until(Duration::from_secs(60), || self.child.try_wait().is_ok_and(|status| status.is_some()));
+        assert!(ended, "the broker does not end:\n{}", self.log());
+    }
+
+    /// Starts again, after [`Rabbitmq::stop`] or [`Rabbitmq::kill`], with what it has on disk.
     pub fn restart(&mut self) {
         self.child = Self::spawn(&self.root, self.dir.path(), &self.env);
         self.started();
