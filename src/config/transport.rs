@@ -42,14 +42,15 @@ pub struct Transport {
     pub partitions: u16,
     /// Bodies up to this size travel in the queues' messages, larger ones through the ledger stream. Default 256 KiB.
     pub inline: ByteSize,
-    /// Messages that a queue holds; more are refused, and the sender is told. Default 100 000.
+    /// What an inbox holds in messages of the broker, each of which has up to 128 of a burst; more are refused, and the sender is told.
+    /// Default 100 000.
     pub max_queue: u32,
     /// The ledger stream keeps its segments so long; longer than a node may be away. Default 7 days.
     #[serde(with = "humantime_serde")]
     pub stream_max_age: Duration,
     /// The ledger stream's size at which its oldest segments go. Default 50 GiB.
     pub stream_max_bytes: ByteSize,
-    /// Messages that a queue's consumer has in hand. Default 256.
+    /// Messages of the broker that a queue's consumer has in hand. Default 256.
     pub prefetch: u16,
     /// A message that the broker has not confirmed within this time is published again. Default 10 s.
     #[serde(with = "humantime_serde")]

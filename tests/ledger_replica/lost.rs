@@ -7,7 +7,7 @@ use bytesize::ByteSize;
 use hie::config;
 use hie::engine::fact::BodyRef;
 use hie::engine::ports::{Log, LogError};
-use hie::engine::replica::Replica;
+use hie::engine::replica::{OwnRecords, Replica};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -135,7 +135,8 @@ async fn what_retention_removes_unshipped_is_told_and_passed_over() {
         let dir = tempfile::tempdir().unwrap();
         let (ledger, _, _) = start(dir.path(), tight());
         let first_log = files(dir.path(), "log-").remove(0);
-        let mut last = None;
+        let newest = |own: &OwnRecords| own.records.iter().rev().find_map(|r| Some(r.fact.as_ref()?.id));
+        let (mut last, mut seen) = (None, None);
         let mut after = 0;
         for n in 0..80 {
             for (seq, id) in accept_all(&ledger, (0..64).map(|i| message(n * 64 + i, 4_000))).await {
@@ -145,6 +146,7 @@ async fn what_retention_removes_unshipped_is_told_and_passed_over() {
             if n == 0 || shipped {
                 let told = ledger.own(after, 4 << 20).await.unwrap();
                 after = told.upto;
+                seen = newest(&told).or(seen);
                 if shipped {
                     ledger.shipped(told.records.last().unwrap().seq);
                 }
@@ -154,10 +156,9 @@ async fn what_retention_removes_unshipped_is_told_and_passed_over() {
         let told: Vec<_> = ledger.problems().into_iter().filter(|p| p.what == "shipping").collect();
         assert_eq!(told.len(), usize::from(!shipped), "{told:?}");
         ledger.durable().await.unwrap();
-        let mut seen = None;
         while let Some(own) = own(&ledger, after, 4 << 20).await {
             after = own.upto;
-            seen = own.records.iter().rev().find_map(|r| Some(r.fact.as_ref()?.id)).or(seen);
+            seen = newest(&own).or(seen);
         }
         assert_eq!(seen, last);
     }

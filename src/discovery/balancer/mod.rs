@@ -196,7 +196,7 @@ mod tests {
 
     #[test]
     fn only_healthy_instances_of_the_domain_and_never_the_management_api() {
-        for balancer in [Balancer::Haproxy, Balancer::Nginx, Balancer::Ipvs] {
+        for balancer in [Balancer::Haproxy, Balancer::Nginx] {
             let text = render(balancer, &members(), &wish(Some("192.0.2.1"), false)).expect("a configuration");
             for present in ["192.0.2.1:2575", "10.0.0.1:2575", "[fd00::1]:2575", "[fd00::1]:5001"] {
                 assert!(text.contains(present), "{present} in\n{text}");
@@ -210,12 +210,17 @@ mod tests {
 
     #[test]
     fn ipvs_is_what_ipvsadm_restores() {
-        let text = render(Balancer::Ipvs, &members(), &wish(Some("192.0.2.1"), false)).expect("a configuration");
+        let text = render(Balancer::Ipvs, &members(), &wish(Some("fd00::9"), false)).expect("a configuration");
         assert_eq!(
             text,
-            "-A -t 192.0.2.1:5001 -s wlc\n-a -t 192.0.2.1:5001 -r [fd00::1]:5001 -m -w 700\n\
-             -A -t 192.0.2.1:2575 -s wlc\n-a -t 192.0.2.1:2575 -r 10.0.0.1:2575 -m -w 700\n-a -t 192.0.2.1:2575 -r [fd00::1]:2575 -m -w 700\n"
+            "-A -t [fd00::9]:5001 -s wlc\n-a -t [fd00::9]:5001 -r [fd00::1]:5001 -m -w 700\n\
+             -A -t [fd00::9]:2575 -s wlc\n-a -t [fd00::9]:2575 -r [fd00::1]:2575 -m -w 700\n"
         );
+        let four = render(Balancer::Ipvs, &members(), &wish(Some("192.0.2.1"), false));
+        assert!(four.expect_err("HTTP is on IPv6 only").contains("no node has an IPv4 address for http"));
+        let only_mllp = &members()[..1];
+        let text = render(Balancer::Ipvs, only_mllp, &wish(Some("192.0.2.1"), false)).expect("a configuration");
+        assert_eq!(text, "-A -t 192.0.2.1:2575 -s wlc\n-a -t 192.0.2.1:2575 -r 10.0.0.1:2575 -m -w 700\n");
         assert!(render(Balancer::Ipvs, &members(), &wish(None, false)).expect_err("no address").contains("--bind"));
         assert!(
             render(Balancer::Ipvs, &members(), &wish(Some("192.0.2.1"), true))

@@ -293,18 +293,8 @@ impl Embedded {
                     self.unparked(progress);
                     progress.clone()
                 }
-                (Given::InHand, _) => {
-                    refused = Some(format!(
-                        "its delivery on route {name} is in hand now and cannot be discarded: hold the route with \
-                         `hie route pause {channel} {name}`, wait until the attempt has ended, and try again"
-                    ));
-                    continue;
-                }
-                (Given::AtWork, _) => {
-                    refused = Some(format!(
-                        "its delivery waits on route {name}, which is at work: hold the route first with \
-                         `hie route pause {channel} {name}`, or wait until it is delivered or parked"
-                    ));
+                (kept @ (Given::InHand | Given::AtWork), _) => {
+                    refused = kept.refusal(channel, name);
                     continue;
                 }
                 // The queue says `Parked` only of what is tracked.

@@ -60,6 +60,23 @@ pub enum Given {
     Nothing,
 }
 
+impl Given {
+    /// Why it was not given up, and what the operator can do; `None` when it was, or when nothing of it is here.
+    pub fn refusal(&self, channel: &str, route: &str) -> Option<String> {
+        match self {
+            Self::InHand => Some(format!(
+                "its delivery on route {route} is in hand now and cannot be discarded: hold the route with \
+                 `hie route pause {channel} {route}`, wait until the attempt has ended, and try again"
+            )),
+            Self::AtWork => Some(format!(
+                "its delivery waits on route {route}, which is at work: hold the route first with \
+                 `hie route pause {channel} {route}`, or wait until it is delivered or parked"
+            )),
+            Self::Parked | Self::Waiting(_) | Self::Nothing => None,
+        }
+    }
+}
+
 /// See the module.
 #[derive(Default)]
 pub struct State {

@@ -1,5 +1,6 @@
 //! The transport over RabbitMQ: joins accepting, inboxes, routes and shipping into the engine's [`Transport`].
 
+mod operators;
 mod sight;
 
 pub use sight::{LinkSight, MemberSight, QueueSight, Sight};
@@ -13,19 +14,19 @@ use super::{
     routes::RoutePartition,
     shipping::Shipping,
     topology,
-    wire::{self, Batch, Parcel},
+    wire::Parcel,
     work::{self, Shared},
 };
 use crate::channel::{Mode, Outage};
 use crate::engine::{
-    fact::{Accepted, BodyRef, RouteState, Seq, What},
+    fact::{Accepted, RouteState, Seq, What},
     gate::Gate,
     ports::{Append, ChannelWork, Clock, ControlError, Log, LogError, Pauses, Recent, RouteStatus, Transport, Unfinished},
     replica::Replica,
     resend::ResendWindow,
 };
 use crate::telemetry::{cluster as events, engine::Pending};
-use crate::transport::queue::{Owner, hot::HotBudget, progress::Progress, route::RouteQueue, set::QueueSet, state::Given};
+use crate::transport::queue::{Owner, hot::HotBudget, progress::Progress, route::RouteQueue, set::QueueSet};
 use futures_util::future::BoxFuture;
 use std::{
     collections::{HashMap, HashSet},
@@ -189,7 +190,9 @@ impl Rabbit {
             if let Err(spooled) = self.accept_side(&accepted, spooled, Accepting::restore) {
                 // Its channel is not configured now: what was accepted goes to its inbox all the same, where it waits.
                 let mut retired = self.retired.lock().unwrap_or_else(|e| e.into_inner());
-                let sides = retired.entry(accepted.channel.clone()).or_insert_with(|| self.accepting_sides(&accepted.channel));
+                let sides = retired
+                    .entry(accepted.channel.clone())
+                    .or_insert_with(|| self.accepting_sides(&accepted.channel, Outage::Spool));
                 if let Some(side) = sides.get(usize::from(self.partition(&accepted, false))) {
                     side.restore(spooled);
                 }
@@ -248,8 +251,12 @@ impl Rabbit {
         }
     }
 
-    fn accepting_sides(&self, channel: &str) -> Vec<Accepting> {
-        (0..self.partitions).map(|p| self.accepting_of(channel, p, Outage::Spool)).collect()
+    fn accepting_sides(&self, channel: &str, outage: Outage) -> Vec<Accepting> {
+        let start = |partition| {
+            let queue = topology::inbox(&self.domain, channel, partition);
+            Accepting::start(queue, outage, self.accepting.clone(), self.shared.queues.clone(), &self.runtime)
+        };
+        (0..self.partitions).map(start).collect()
     }
 
     fn consume_inbox(&self, name: &str, channel: &Channel) {
@@ -278,22 +285,6 @@ impl Rabbit {
             let consuming = work::consume(self.shared.clone(), queue, true, gone.clone(), Box::new(make));
             self.tasks.spawn_on(consuming, &self.runtime);
         }
-    }
-
-    /// Publishes a parked message for one of its routes once more, from the ledger.
-    async fn publish_again(&self, message: &Unfinished, route: &str) -> Result<(), String> {
-        let accepted = message.accepted.clone();
-        let several_keys = self.channels().get(&accepted.channel).is_some_and(|c| c.several_keys);
-        let partition = self.partition(&accepted, several_keys);
-        let queue = topology::route(&self.domain, &accepted.channel, route, partition);
-        let mut body = None;
-        if accepted.envelope.body_len <= self.accepting.inline && accepted.body != BodyRef::None {
-            let whole = accepting::whole(&*self.shared.log, message.seq, &accepted.body).await;
-            body = Some(whole.ok_or("its body cannot be read from the ledger")?);
-        }
-        let messages = vec![Parcel { accepted, body, requeued: true }];
-        let payload = wire::encode(&Batch { messages }).map_err(|e| e.to_string())?;
-        self.shared.routes.publish(&queue, payload, false).await.map(|_| ()).map_err(|e| e.to_string())
     }
 
     /// Messages that wait in the broker for a route.
@@ -432,7 +423,7 @@ impl Transport for Arc<Rabbit> {
                 if fresh {
                     // One that was removed and comes back goes on with what it has spooled.
                     let retired = self.retired.lock().unwrap_or_else(|e| e.into_inner()).remove(name);
-                    channel.accepting = retired.unwrap_or_else(|| self.accepting_sides(name));
+                    channel.accepting = retired.unwrap_or_else(|| self.accepting_sides(name, work.outage));
                 }
                 channel.accepting.iter().for_each(|side| side.set_outage(work.outage));
                 (channel.outage, channel.several_keys) = (work.outage, work.several_keys);
@@ -494,19 +485,7 @@ impl Transport for Arc<Rabbit> {
     }
 
     fn requeue<'a>(&'a self, message: &'a Unfinished, route: Option<&'a str>) -> BoxFuture<'a, Result<u32, ControlError>> {
-        Box::pin(async move {
-            let mut count = 0;
-            for (name, progress) in message.accepted.routes.iter().zip(&message.routes) {
-                if progress.state != RouteState::Parked || route.is_some_and(|wanted| wanted != name) {
-                    continue;
-                }
-                self.publish_again(message, name).await.map_err(ControlError::Failed)?;
-                let id = message.accepted.envelope.id;
-                self.shared.note(id, message.seq, What::Requeued { route: name.clone() });
-                count += 1;
-            }
-            Ok(count)
-        })
+        Box::pin(self.put_back(message, route))
     }
 
     fn discard<'a>(&'a self, message: &'a Unfinished, route: Option<&'a str>) -> BoxFuture<'a, Result<u32, ControlError>> {
@@ -544,56 +523,5 @@ impl Transport for Arc<Rabbit> {
             let _ = tokio::time::timeout(LAST_WORDS, last_words).await;
             self.link.close().await;
         })
-    }
-}
-
-impl Rabbit {
-    fn accepting_of(&self, channel: &str, partition: u16, outage: Outage) -> Accepting {
-        let queue: Arc<str> = topology::inbox(&self.domain, channel, partition);
-        Accepting::start(queue, outage, self.accepting.clone(), self.shared.queues.clone(), &self.runtime)
-    }
-
-    fn give_up(&self, message: &Unfinished, route: Option<&str>) -> Result<u32, ControlError> {
-        let envelope = &message.accepted.envelope;
-        let channel = &message.accepted.channel;
-        let (mut count, mut refused) = (0, None);
-        for (name, progress) in message.accepted.routes.iter().zip(&message.routes) {
-            if progress.state.is_finished() || route.is_some_and(|wanted| wanted != name) {
-                continue;
-            }
-            let work = (route_number(channel, name), envelope.id);
-            let here = self.queues.find(channel, name).map(|queue| queue.discard(envelope.id, &envelope.keys, true));
-            match here {
-                Some(Given::Parked | Given::Waiting(_)) => self.shared.hands.done(work),
-                Some(Given::InHand) => {
-                    refused = Some(format!(
-                        "its delivery on route {name} is in hand now and cannot be discarded: hold the route with \
-                         `hie route pause {channel} {name}`, wait until the attempt has ended, and try again"
-                    ));
-                    continue;
-                }
-                Some(Given::AtWork) => {
-                    refused = Some(format!(
-                        "its delivery waits on route {name}, which is at work: hold the route first with \
-                         `hie route pause {channel} {name}`, or wait until it is delivered or parked"
-                    ));
-                    continue;
-                }
-                Some(Given::Nothing) | None if progress.state == RouteState::Parked => {}
-                Some(Given::Nothing) | None => {
-                    refused = Some(format!(
-                        "its delivery on route {name} waits in the broker or on another node: ask the node that holds it, or wait \
-                         until it is delivered or parked"
-                    ));
-                    continue;
-                }
-            }
-            self.shared.note(envelope.id, message.seq, What::Discarded { route: name.clone() });
-            count += 1;
-        }
-        match (count, refused) {
-            (0, Some(why)) => Err(ControlError::Conflict(why)),
-            (count, _) => Ok(count),
-        }
     }
 }

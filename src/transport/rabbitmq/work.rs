@@ -255,8 +255,8 @@ async fn run(
     loop {
         tokio::select! {
             biased;
-            () = shared.closing.cancelled() => return Stop::Closing,
-            () = gone.cancelled() => return Stop::Closing,
+            () = shared.closing.cancelled() => return drained(pipeline, &acker, Stop::Closing).await,
+            () = gone.cancelled() => return drained(pipeline, &acker, Stop::Closing).await,
             Some(done) = pipeline.next(), if !pipeline.is_empty() => match done {
                 Ok(tag) => {
                     let _ = acker.ack(tag, false).await;
