@@ -13,6 +13,7 @@ mod hands;
 mod inbox;
 pub mod link;
 mod members;
+mod place;
 pub mod publisher;
 mod publishing;
 pub mod rabbit;
