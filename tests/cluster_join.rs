@@ -114,14 +114,13 @@ fn known(node: &Node) -> BTreeMap<String, String> {
 
 /// Both know the same transactions, all of them finished, and have the same bodies.
 fn same(a: &Node, b: &Node) -> usize {
-    let (there, mut here) = (known(a), BTreeMap::new());
+    let (mut there, mut here) = (BTreeMap::new(), BTreeMap::new());
     let complete = wait_until(60 * SECOND, || {
-        here = known(b);
-        here == there
+        (there, here) = (known(a), known(b));
+        here == there && there.values().all(|status| status == "Successful")
     });
     let differs = there.iter().filter(|(id, status)| here.get(*id) != Some(*status)).take(3).collect::<Vec<_>>();
     assert!(complete, "{} of {} known, differing {differs:?}\n{}", here.len(), there.len(), b.log_tail(30));
-    assert!(there.values().all(|status| status == "Successful"), "all are finished");
     same_bodies(a, b, &there);
     there.len()
 }
