@@ -107,9 +107,11 @@ fn judged(name: &str, sent: &Sent, receiver: &Receiver) -> Vec<String> {
     if sent.acknowledged.len() < 100 || sent.attempted.len() != sent.acknowledged.len() {
         faults.push(format!("{name}: the load did not run: {} of {}", sent.acknowledged.len(), sent.attempted.len()));
     }
+    let begin = Instant::now();
     if !receiver.wait_for(sent, 60 * SECOND) {
         faults.push(format!("{name}: not everything acknowledged was delivered"));
     }
+    println!("  all delivered {:.1?} after the last was acknowledged", begin.elapsed());
     faults
 }
 
@@ -171,7 +173,11 @@ fn a_rolling_restart_refuses_nobody_and_fails_nothing() {
     let mut all: Vec<(&str, Sent)> = Vec::new();
     for Group { name, kind, fleet } in groups {
         let sent = fleet.stop(30 * SECOND);
-        faults.extend(judged(&name, &sent, receiver(&receivers, kind)));
+        let told = judged(&name, &sent, receiver(&receivers, kind));
+        if !told.is_empty() {
+            nodes.iter().for_each(|n| println!("{}: {}", n.setup.name, n.get("/cluster").text()));
+        }
+        faults.extend(told);
         match all.iter_mut().find(|(k, _)| *k == kind) {
             Some((_, of_kind)) => of_kind.merge(sent),
             None => all.push((kind, sent)),
