@@ -108,7 +108,7 @@ fn judged(name: &str, sent: &Sent, receiver: &Receiver) -> Vec<String> {
         faults.push(format!("{name}: the load did not run: {} of {}", sent.acknowledged.len(), sent.attempted.len()));
     }
     let begin = Instant::now();
-    if !receiver.wait_for(sent, 60 * SECOND) {
+    if !receiver.wait_for(sent, 100 * SECOND) {
         faults.push(format!("{name}: not everything acknowledged was delivered"));
     }
     println!("  all delivered {:.1?} after the last was acknowledged", begin.elapsed());

@@ -7,7 +7,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 pub(super) const CR_WITHIN: Duration = Duration::from_millis(100);
 
 /// Who sends the next frame so soon after an acknowledgment waits for nothing else.
-const QUICK: Duration = Duration::from_millis(30);
+const QUICK: Duration = Duration::from_millis(100);
 
 /// The connection's times, with one timer that is set again only when it has to be earlier.
 pub(super) struct Clock {
