@@ -20,8 +20,9 @@ use std::time::{Duration, Instant};
 const SECOND: Duration = Duration::from_secs(1);
 /// `TimeoutStopSec=` of the unit in docs/operations.md.
 const STOP: Duration = Duration::from_secs(90);
-/// Messages a second of each of the nine groups of senders.
-const RATE: f64 = 16.0;
+/// Of each of the four senders of each of the nine groups, between an acknowledgment and its next message. One without any pause may, behind
+/// nginx, write into the end that follows an acknowledgment: docs/operations.md.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// Where each channel's messages go.
 struct Receivers {
@@ -75,7 +76,7 @@ fn start(way: &Way, kind: &'static str, rng: &mut Rng) -> Group {
         path => Via::HttpNamed(way.http.clone(), format!("/{path}")),
     };
     let name = format!("{}-{kind}-", way.name);
-    let load = Load { connections: 4, rate: Some(RATE), looks: true, name: name.clone(), seed: rng.next(), ..Load::new(via) };
+    let load = Load { connections: 4, pause: PAUSE, looks: true, name: name.clone(), seed: rng.next(), ..Load::new(via) };
     Group { name, kind, fleet: Load { timeout: 20 * SECOND, ..load }.start() }
 }
 
@@ -104,14 +105,14 @@ fn judged(name: &str, sent: &Sent, receiver: &Receiver) -> Vec<String> {
             sent.troubles.join("\n  ")
         ));
     }
-    if sent.acknowledged.len() < 100 || sent.attempted.len() != sent.acknowledged.len() {
+    if sent.acknowledged.len() < 50 || sent.attempted.len() != sent.acknowledged.len() {
         faults.push(format!("{name}: the load did not run: {} of {}", sent.acknowledged.len(), sent.attempted.len()));
     }
     let begin = Instant::now();
     if !receiver.wait_for(sent, 100 * SECOND) {
         faults.push(format!("{name}: not everything acknowledged was delivered"));
     }
-    println!("  all delivered {:.1?} after the last was acknowledged", begin.elapsed());
+    println!("  waited {:.1?} for the last delivery", begin.elapsed());
     faults
 }
 
@@ -171,8 +172,8 @@ fn a_rolling_restart_refuses_nobody_and_fails_nothing() {
 
     let mut faults = Vec::new();
     let mut all: Vec<(&str, Sent)> = Vec::new();
-    for Group { name, kind, fleet } in groups {
-        let sent = fleet.stop(30 * SECOND);
+    let ended: Vec<_> = groups.into_iter().map(|g| (g.name, g.kind, g.fleet.stop(30 * SECOND))).collect();
+    for (name, kind, sent) in ended {
         let told = judged(&name, &sent, receiver(&receivers, kind));
         if !told.is_empty() {
             nodes.iter().for_each(|n| println!("{}: {}", n.setup.name, n.get("/cluster").text()));

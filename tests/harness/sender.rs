@@ -41,6 +41,8 @@ pub struct Load {
     pub keys: usize,
     /// Messages a second over all connections; `None`: as fast as it goes.
     pub rate: Option<f64>,
+    /// Between an acknowledgment and the next message, in place of a rate: nothing is made up for.
+    pub pause: Duration,
     /// Messages per connection; `None`: until stopped.
     pub count: Option<u64>,
     /// Size of a message in bytes, about.
@@ -64,6 +66,7 @@ impl Load {
             connections: 8,
             keys: 4,
             rate: None,
+            pause: Duration::ZERO,
             count: None,
             size: 1000,
             timeout: Duration::from_secs(10),
@@ -265,6 +268,7 @@ impl Sender {
             if !self.deliver(&mut connection, &tag, &message) {
                 return;
             }
+            std::thread::sleep(self.load.pause);
         }
     }
 
