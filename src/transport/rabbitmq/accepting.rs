@@ -240,7 +240,9 @@ impl Task {
         }
     }
 
-    /// Whether the inbox can be published to now; where messages would be refused, a lost connection is given a moment to come back.
+    /// Whether the inbox can be published to now. A connection that is lost, or not made yet because the node has just started, is
+    /// given a moment: a sender that is refused has to come again, and one whose message is spooled may have its next ones accepted, and
+    /// delivered, by another node before.
     async fn reachable(&mut self) -> bool {
         let begun = Instant::now();
         loop {
@@ -249,7 +251,8 @@ impl Task {
                 return true;
             }
             // One that has been away for a while already is not waited for.
-            if self.spools() || begun.elapsed().max(state.away_for()) >= REFUSE_AFTER {
+            let patience = if self.spools() { SPOOL_AFTER } else { REFUSE_AFTER };
+            if begun.elapsed().max(state.away_for()) >= patience {
                 return false;
             }
             tokio::time::sleep(LOOK).await;
