@@ -25,6 +25,8 @@ static TAKEN: LazyLock<Counter> =
 static ENDED: LazyLock<Counter> = LazyLock::new(|| counter("consumer_failures", "Times that a partition's consumer ended"));
 static SPOOLED: LazyLock<Gauge> =
     LazyLock::new(|| register("spooled", "Messages accepted here that the broker does not have yet", Gauge::default()));
+static EPOCH: LazyLock<Gauge> =
+    LazyLock::new(|| register("partitions_epoch", "Epoch of the domain's partitions that this node follows", Gauge::default()));
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Kind {
     kind: &'static str,
@@ -40,6 +42,7 @@ pub(super) fn touch() {
         LazyLock::force(counter);
     }
     LazyLock::force(&SPOOLED);
+    LazyLock::force(&EPOCH);
     LazyLock::force(&UNUSABLE);
 }
 
@@ -147,6 +150,59 @@ impl PartitionTaken<'_> {
     }
 }
 
+/// A queue of an epoch that ends has run empty.
+pub struct QueueDrained<'a> {
+    pub queue: &'a str,
+}
+
+impl QueueDrained<'_> {
+    pub fn emit(self) {
+        tracing::debug!(queue = self.queue, "nothing of the epoch before is left in this queue");
+    }
+}
+
+/// The number of partitions is being changed: a step of it.
+pub struct LayoutStep<'a> {
+    pub epoch: u64,
+    pub partitions: u16,
+    /// See `Stage::word`.
+    pub stage: &'a str,
+}
+
+impl LayoutStep<'_> {
+    pub fn emit(self) {
+        EPOCH.set(i64::try_from(self.epoch).unwrap_or(i64::MAX));
+        tracing::info!(epoch = self.epoch, partitions = self.partitions, stage = self.stage, "the domain's partitions");
+    }
+}
+
+/// The layout cannot be kept, or not be followed.
+pub struct LayoutProblem<'a> {
+    pub error: &'a str,
+}
+
+impl LayoutProblem<'_> {
+    pub fn emit(self) {
+        tracing::error!(error = self.error, "the domain's partitions are not followed");
+    }
+}
+
+/// A queue of the epoch before has been removed, or not.
+pub struct QueueRemoved<'a> {
+    pub queue: &'a str,
+    /// Why not.
+    pub error: Option<&'a str>,
+}
+
+impl QueueRemoved<'_> {
+    pub fn emit(self) {
+        match self.error {
+            None => tracing::info!(queue = self.queue, "removed, empty: its epoch is over"),
+            Some(error) => tracing::warn!(queue = self.queue, error, "a queue of an epoch that is over cannot be removed"),
+        }
+    }
+}
+
 /// A queue cannot be used, for a cause that is not the one of before.
 pub struct QueueUnusable<'a> {
     pub queue: &'a str,
@@ -205,13 +261,13 @@ impl ConsumerEnded<'_> {
 
 /// No broker takes messages: they are accepted into this node's own log.
 pub struct Spooling<'a> {
-    pub queue: &'a str,
+    pub channel: &'a str,
 }
 
 impl Spooling<'_> {
     pub fn emit(self) {
         tracing::warn!(
-            queue = self.queue,
+            channel = self.channel,
             "no broker takes messages: accepting into this node's own log; keep this node and its disk"
         );
     }
@@ -219,12 +275,12 @@ impl Spooling<'_> {
 
 /// Everything that was accepted into this node's own log is with the broker.
 pub struct Spooled<'a> {
-    pub queue: &'a str,
+    pub channel: &'a str,
 }
 
 impl Spooled<'_> {
     pub fn emit(self) {
-        tracing::info!(queue = self.queue, "what was accepted here while no broker answered has been handed on");
+        tracing::info!(channel = self.channel, "what was accepted here while no broker answered has been handed on");
     }
 }
 

@@ -4,10 +4,11 @@ use super::{
     Session,
     reason::{self, Reason},
     session::ANSWER,
+    wire,
 };
 use lapin::{
     Channel,
-    options::QueueDeclareOptions,
+    options::{BasicAckOptions, BasicGetOptions, QueueDeclareOptions, QueueDeleteOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
 use std::{fmt::Write, sync::Arc, time::Duration};
@@ -24,16 +25,21 @@ pub fn ledger(domain: &str) -> Arc<str> {
     named(format!("{}.ledger", root(domain)))
 }
 
-/// A partition's inbox: `hie.<domain>.<channel>/in/<partition>`; `channel` is the full dotted name.
-pub fn inbox(domain: &str, channel: &str, partition: u16) -> Arc<str> {
-    named(format!("{}.{}/in/{partition}", root(domain), escaped(channel, true)))
+/// A partition's inbox: `hie.<domain>.<channel>/in/<partition>`, from epoch 1 on with `@<epoch>`; `channel` is the full dotted name.
+pub fn inbox(domain: &str, channel: &str, partition: u16, epoch: u64) -> Arc<str> {
+    named(format!("{}.{}/in/{partition}{}", root(domain), escaped(channel, true), at(epoch)))
 }
 
-/// A partition of a route's queue: `hie.<domain>.<channel>/<route>/<partition>`.
-pub fn route(domain: &str, channel: &str, route: &str, partition: u16) -> Arc<str> {
+/// A partition of a route's queue: `hie.<domain>.<channel>/<route>/<partition>`, from epoch 1 on with `@<epoch>`.
+pub fn route(domain: &str, channel: &str, route: &str, partition: u16, epoch: u64) -> Arc<str> {
     // A route called "in" must not share the inbox.
     let route = if route == "in" { "%69n".to_owned() } else { escaped(route, true) };
-    named(format!("{}.{}/{route}/{partition}", root(domain), escaped(channel, true)))
+    named(format!("{}.{}/{route}/{partition}{}", root(domain), escaped(channel, true), at(epoch)))
+}
+
+/// The end of a name that says which epoch the queue is of.
+fn at(epoch: u64) -> String {
+    if epoch == 0 { String::new() } else { format!("@{epoch}") }
 }
 
 /// The held queue of a partition: `<queue>/held`.
@@ -227,6 +233,34 @@ pub async fn depths(session: &Session, queues: &[Arc<str>]) -> Vec<Result<Depth,
     ask(session, &specs, options).await
 }
 
+/// Removes a quorum queue that nobody consumes any more and that holds nothing but seals. True: done; false: it was not there. The error is
+/// for the operator. (The broker has no delete "if empty" for quorum queues.)
+pub async fn remove_empty(session: &Session, queue: &Arc<str>) -> Result<bool, String> {
+    let channel = session.channel().await.map_err(|reason| reason.text().to_owned())?;
+    let work = async {
+        loop {
+            let got = channel.basic_get(queue.as_ref().into(), BasicGetOptions::default()).await;
+            match got {
+                Ok(Some(message)) if wire::is_seal(&message.delivery.data) => {
+                    message.delivery.acker.ack(BasicAckOptions::default()).await.map_err(|e| reason::said(&e))?;
+                }
+                // It goes back with the channel.
+                Ok(Some(_)) => return Err("it holds a message that came late; look what it is, and delete it by hand".to_owned()),
+                Ok(None) => break,
+                Err(error) if reason::code(&error) == Some(404) => return Ok(false),
+                Err(error) => return Err(reason::said(&error)),
+            }
+        }
+        channel.queue_delete(queue.as_ref().into(), QueueDeleteOptions::default()).await.map_err(|e| reason::said(&e))?;
+        Ok(true)
+    };
+    let done = timeout(ANSWER * 2, work).await.unwrap_or_else(|_| Err("the broker does not answer".into()));
+    if channel.status().connected() {
+        let _ = timeout(ANSWER, channel.close(200, "OK".into())).await;
+    }
+    done
+}
+
 async fn ask(session: &Session, specs: &[QueueSpec], options: QueueDeclareOptions) -> Vec<Result<Depth, TopologyError>> {
     let mut answers = Vec::with_capacity(specs.len());
     // A refusal closes the channel.
@@ -269,13 +303,15 @@ mod tests {
     #[test]
     fn names_stay_different() {
         assert_eq!(&*ledger("north"), "hie.north.ledger");
-        assert_eq!(&*inbox("north", "lab.results", 3), "hie.north.lab.results/in/3");
-        assert_eq!(&*route("north", "lab.results", "ehr", 0), "hie.north.lab.results/ehr/0");
-        assert_eq!(&*held(&route("north", "lab.results", "ehr", 0)), "hie.north.lab.results/ehr/0/held");
-        assert_ne!(route("d", "a.b", "in", 0), inbox("d", "a.b", 0));
-        assert_ne!(inbox("a", "b.c", 0), inbox("a.b", "c", 0));
-        assert_eq!(&*route("d", "a.b", "x/y z", 0), "hie.d.a.b/x%2Fy%20z/0");
-        let long = |end: &str| inbox("d", &format!("a.{}{end}", "x".repeat(300)), 0);
+        assert_eq!(&*inbox("north", "lab.results", 3, 0), "hie.north.lab.results/in/3");
+        assert_eq!(&*route("north", "lab.results", "ehr", 0, 0), "hie.north.lab.results/ehr/0");
+        assert_eq!(&*held(&route("north", "lab.results", "ehr", 0, 0)), "hie.north.lab.results/ehr/0/held");
+        assert_eq!(&*inbox("north", "lab.results", 3, 2), "hie.north.lab.results/in/3@2");
+        assert_eq!(&*route("north", "lab.results", "ehr", 0, 1), "hie.north.lab.results/ehr/0@1");
+        assert_ne!(route("d", "a.b", "in", 0, 0), inbox("d", "a.b", 0, 0));
+        assert_ne!(inbox("a", "b.c", 0, 0), inbox("a.b", "c", 0, 0));
+        assert_eq!(&*route("d", "a.b", "x/y z", 0, 0), "hie.d.a.b/x%2Fy%20z/0");
+        let long = |end: &str| inbox("d", &format!("a.{}{end}", "x".repeat(300)), 0, 0);
         assert!(long("1").len() <= LONGEST_NAME);
         assert_ne!(long("1"), long("2"));
         assert!(held(&long("1")).len() <= LONGEST_NAME);

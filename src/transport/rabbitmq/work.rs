@@ -1,7 +1,16 @@
 //! What the consumers of all partitions share, and how each lives: it subscribes like every other node, works when the broker makes
 //! it the active one, and steps aside for the member whose turn it is.
 
-use super::{Acks, ConsumeEnd, Consumer, Delivery, Link, Publisher, declared::Declared, hands::Hands, shipping::Shipping};
+use super::{
+    Acks, ConsumeEnd, Consumer, Delivery, Link, Publisher,
+    admission::Admission,
+    declared::Declared,
+    hands::Hands,
+    place::{Gone, Place},
+    seal::Sealing,
+    shipping::Shipping,
+    wire,
+};
 use crate::channel::Storage;
 use crate::engine::{
     fact::{Accepted, BodyRef, Fact, Keeper, Seq, What},
@@ -129,6 +138,11 @@ impl Shared {
         self.log.append(Append { fact, body, deliver: false })
     }
 
+    /// How far a change of partitions is.
+    pub fn admission(&self) -> &Admission {
+        self.shipping.admission()
+    }
+
     /// The partitions that this node works on.
     pub fn active(&self) -> MutexGuard<'_, BTreeSet<Arc<str>>> {
         self.active.lock().unwrap_or_else(|e| e.into_inner())
@@ -148,10 +162,16 @@ impl Shared {
     }
 }
 
-/// Lives for one partition's queue until the node ends.
-pub async fn consume(shared: Arc<Shared>, queue: Arc<str>, is_route: bool, gone: CancellationToken, make: MakeJob) {
+/// Lives for one partition's queue until the node ends, or nobody works on that queue any more.
+pub async fn consume(shared: Arc<Shared>, place: Place, gone: Gone, make: MakeJob) {
+    let (queue, is_route) = (place.queue(), place.route.is_some());
     let mut last_error = String::new();
     while !shared.closing.is_cancelled() && !gone.is_cancelled() {
+        tokio::select! {
+            () = shared.admission().wait_for(|epochs| place.begins(epochs)) => {}
+            () = shared.closing.cancelled() => return,
+            () = gone.cancelled() => return,
+        }
         let session = tokio::select! {
             session = shared.link.session() => session,
             () = shared.closing.cancelled() => return,
@@ -186,7 +206,8 @@ pub async fn consume(shared: Arc<Shared>, queue: Arc<str>, is_route: bool, gone:
         shared.queues.usable(&queue);
         let (over, mut ended) = mpsc::unbounded_channel();
         let mut job = make(over);
-        let stop = run(&shared, &queue, &mut consumer, &mut *job, &mut ended, &gone).await;
+        let mut sealing = Sealing::default();
+        let stop = run(&shared, (&place, &queue), &mut consumer, &mut *job, (&mut ended, &mut sealing), &gone).await;
         shared.active().remove(&queue);
         job.stop().await;
         if matches!(stop, Stop::Aside | Stop::Closing) {
@@ -200,6 +221,9 @@ pub async fn consume(shared: Arc<Shared>, queue: Arc<str>, is_route: bool, gone:
                 }
             };
             let _ = tokio::time::timeout(LAST, last).await;
+        }
+        if gone.epoch.is_cancelled() {
+            sealing.end(consumer.acks()).await;
         }
         consumer.close().await;
         match stop {
@@ -237,11 +261,11 @@ async fn acknowledge(shared: &Shared, acker: &Acks, tags: &[u64]) -> Result<(), 
 
 async fn run(
     shared: &Arc<Shared>,
-    queue: &Arc<str>,
+    (place, queue): (&Place, &Arc<str>),
     consumer: &mut Consumer,
     job: &mut dyn Job,
-    ended: &mut mpsc::UnboundedReceiver<u64>,
-    gone: &CancellationToken,
+    (ended, sealing): (&mut mpsc::UnboundedReceiver<u64>, &mut Sealing),
+    gone: &Gone,
 ) -> Stop {
     let mut pipeline: FuturesOrdered<Pending> = FuturesOrdered::new();
     // Not acknowledged, and since when.
@@ -279,6 +303,7 @@ async fn run(
             }
             _ = look.tick() => {
                 let ours = shared.shipping.members().is_ours(queue, Instant::now());
+                sealing.look(shared, place, queue, ours, in_hand.first_key_value().map(|(tag, _)| *tag));
                 let since = *not_ours.get_or_insert_with(Instant::now);
                 if ours {
                     not_ours = None;
@@ -291,7 +316,12 @@ async fn run(
                 }
             }
             delivery = consumer.next(), if pipeline.len() < usize::from(shared.prefetch) => match delivery {
-                Ok(delivery) => {
+                Ok(delivery) if wire::is_seal(&delivery.payload) => sealing.take(delivery.tag),
+                Ok(mut delivery) => {
+                    if sealing.is_sealed() {
+                        // Of a node that was thought dead: the others have gone on, and may have had it from elsewhere.
+                        (synced, delivery.again) = (false, true);
+                    }
                     if !synced {
                         // This node has become the active one: first it learns what the one before it has told.
                         tokio::select! {

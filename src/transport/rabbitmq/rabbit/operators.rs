@@ -9,10 +9,10 @@ use crate::transport::queue::state::Given;
 use crate::transport::rabbitmq::{
     accepting,
     hands::route_number,
-    topology,
+    targets, topology,
     wire::{self, Batch, Parcel},
 };
-use std::time::Duration;
+use std::{sync::atomic::Ordering::Acquire, time::Duration};
 
 /// An operator's requeue is confirmed within this time, or the operator is told.
 const REQUEUED_WITHIN: Duration = Duration::from_secs(10);
@@ -44,9 +44,14 @@ impl Rabbit {
     /// Publishes a parked message for one of its routes once more, from the ledger.
     async fn publish_again(&self, message: &Unfinished, route: &str) -> Result<(), String> {
         let accepted = message.accepted.clone();
-        let several_keys = self.channels().get(&accepted.channel).is_some_and(|c| c.several_keys);
-        let partition = self.partition(&accepted, several_keys);
-        let queue = topology::route(&self.domain, &accepted.channel, route, partition);
+        let several_keys = self.channels().get(&accepted.channel).is_some_and(|c| c.several_keys.load(Acquire));
+        // Into the newest epoch: what is in the old one is worked off, and no more comes to it.
+        let layout = self.shared.admission().see(|epochs| epochs.layout());
+        let partition = targets::partition(&accepted, several_keys, layout.partitions);
+        let queue = topology::route(&self.domain, &accepted.channel, route, partition, layout.epoch);
+        if let Some(session) = self.shared.link.try_session() {
+            self.shared.queues.ensure_route(&session, &queue).await.map_err(|e| e.to_string())?;
+        }
         let mut body = None;
         if accepted.envelope.body_len <= self.accepting.inline && accepted.body != BodyRef::None {
             let whole = accepting::whole(&*self.shared.log, message.seq, &accepted.body).await;
