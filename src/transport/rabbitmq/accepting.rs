@@ -307,7 +307,7 @@ impl Task {
             targets::group(&mut groups, queue, item);
         }
         for (queue, items) in groups {
-            let batch = Batch { messages: items.iter().map(|item| item.parcel.clone()).collect() };
+            let batch = Batch::of(items.iter().map(|item| item.parcel.clone()).collect());
             match wire::encode(&batch) {
                 Ok(payload) => {
                     let confirm = self.publisher.publish(&queue, payload, false);

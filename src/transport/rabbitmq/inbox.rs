@@ -56,7 +56,7 @@ impl Job for Inbox {
                 if let Some(session) = self.shared.link.try_session() {
                     self.shared.queues.ensure_route(&session, &queue).await.map_err(|e| e.to_string())?;
                 }
-                let payload = wire::encode(&Batch { messages }).map_err(|e| e.to_string())?;
+                let payload = wire::encode(&Batch::of(messages)).map_err(|e| e.to_string())?;
                 let sent = self.shared.routes.publish(&queue, payload, doubtful);
                 steps.push(sent.map(|r| r.map(|_| None).map_err(|e| e.to_string())).boxed());
             }

@@ -241,7 +241,7 @@ pub async fn remove_empty(session: &Session, queue: &Arc<str>) -> Result<bool, S
         loop {
             let got = channel.basic_get(queue.as_ref().into(), BasicGetOptions::default()).await;
             match got {
-                Ok(Some(message)) if wire::is_seal(&message.delivery.data) => {
+                Ok(Some(message)) if wire::is_empty(&message.delivery.data) => {
                     message.delivery.acker.ack(BasicAckOptions::default()).await.map_err(|e| reason::said(&e))?;
                 }
                 // It goes back with the channel.

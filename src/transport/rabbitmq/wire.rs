@@ -32,18 +32,33 @@ pub struct Parcel {
 pub struct Batch {
     #[serde(rename = "m")]
     pub messages: Vec<Parcel>,
+    /// Nothing comes after it, see [`seal`].
+    #[serde(rename = "s", default, skip_serializing_if = "std::ops::Not::not")]
+    pub seal: bool,
+}
+
+impl Batch {
+    /// With these.
+    pub fn of(messages: Vec<Parcel>) -> Self {
+        Self { messages, seal: false }
+    }
 }
 
 /// Longer than a seal, shorter than any message.
 const SEAL: usize = 16;
 
-/// What is published last into a queue of an epoch that ends: without messages. Whoever has it in hand has had all that came before.
+/// What is published last into a queue of an epoch that ends. Whoever has it in hand has had all that came before.
 pub fn seal() -> Result<Bytes, WireError> {
-    encode(&Batch::default())
+    encode(&Batch { seal: true, ..Batch::default() })
 }
 
 /// Whether it is a seal.
 pub fn is_seal(payload: &[u8]) -> bool {
+    payload.len() <= SEAL && decode::<Batch>(payload).is_ok_and(|batch| batch.seal)
+}
+
+/// Whether there is no message in it.
+pub fn is_empty(payload: &[u8]) -> bool {
     payload.len() <= SEAL && decode::<Batch>(payload).is_ok_and(|batch| batch.messages.is_empty())
 }
 
@@ -152,7 +167,8 @@ mod tests {
         let bytes = encode(&Told { origin: 1, node: "a".into(), what }).unwrap();
         let back: Told<News> = decode(&bytes).unwrap();
         assert!(matches!(back.what, News::Beat { number: 7, run: 9, stage: Stage::Quiet, .. }));
-        assert!(is_seal(&seal().unwrap()) && !is_seal(&bytes));
+        let (seal, nothing) = (seal().unwrap(), encode(&Batch::default()).unwrap());
+        assert!(is_seal(&seal) && is_empty(&seal) && is_empty(&nothing) && !is_seal(&nothing) && !is_empty(&bytes));
         let mut later = bytes.to_vec();
         later[0] = VERSION + 1;
         assert_eq!(decode::<Told<News>>(&later).unwrap_err(), WireError::Later);

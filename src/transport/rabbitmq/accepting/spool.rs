@@ -71,7 +71,7 @@ impl Task {
         }
         let mut sent = Vec::new();
         for (queue, messages) in groups {
-            let Ok(payload) = wire::encode(&Batch { messages }) else { return true };
+            let Ok(payload) = wire::encode(&Batch::of(messages)) else { return true };
             sent.push(self.publisher.publish(&queue, payload, true));
         }
         // All of them, or all come again: who has seen one knows it.

@@ -58,7 +58,7 @@ impl Rabbit {
             body = Some(whole.ok_or("its body cannot be read from the ledger")?);
         }
         let messages = vec![Parcel { accepted, body, requeued: true }];
-        let payload = wire::encode(&Batch { messages }).map_err(|e| e.to_string())?;
+        let payload = wire::encode(&Batch::of(messages)).map_err(|e| e.to_string())?;
         self.shared.routes.publish(&queue, payload, false).await.map(|_| ()).map_err(|e| e.to_string())
     }
 
