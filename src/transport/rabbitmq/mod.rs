@@ -10,6 +10,7 @@ mod connect;
 pub mod consumer;
 pub mod declared;
 mod hands;
+mod holding;
 mod inbox;
 pub mod link;
 mod members;

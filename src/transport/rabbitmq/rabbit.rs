@@ -11,7 +11,7 @@ use super::{
     declared::{Declared, Making},
     hands::{Hands, route_number},
     inbox::Inbox,
-    routes::RoutePartition,
+    routes::{Mine, RoutePartition},
     shipping::Shipping,
     topology,
     wire::Parcel,
@@ -180,7 +180,11 @@ impl Rabbit {
         let Unfinished { seq, accepted, routes } = message;
         let id = accepted.envelope.id;
         let proxied = accepted.mode == Mode::Proxy;
-        let waits = |at: usize| routes.get(at).copied().unwrap_or_default().state == RouteState::Waiting;
+        // What the ledger holds has its partition's consumer, wherever that is.
+        let waits = |at: usize| {
+            let route = routes.get(at).copied().unwrap_or_default();
+            route.state == RouteState::Waiting && !route.held
+        };
         let whole = proxied && waits(0) && accepted.idempotent;
         if proxied && waits(0) && !whole {
             self.shared.note(id, seq, What::Unknown);
@@ -240,6 +244,12 @@ impl Rabbit {
         }
     }
 
+    /// The partition of a message whose channel is configured as it is now.
+    fn partition_now(&self, accepted: &Accepted) -> u16 {
+        let several_keys = self.channels().get(&accepted.channel).is_some_and(|c| c.several_keys);
+        self.partition(accepted, several_keys)
+    }
+
     /// Gives something to the accepting side of a message's partition; gives it back when its channel is not configured.
     fn accept_side<G, T>(&self, accepted: &Accepted, given: G, then: impl FnOnce(&Accepting, G) -> T) -> Result<T, G> {
         let channels = self.channels();
@@ -277,9 +287,12 @@ impl Rabbit {
             let queue: Arc<str> = topology::route(&self.domain, channel, route, partition);
             let (shared, queues, hot) = (self.shared.clone(), self.queues.clone(), self.hot.clone());
             let (channel, route): (Arc<str>, Arc<str>) = (channel.into(), route.into());
+            let this = self.this.clone();
+            let mine: Mine =
+                Arc::new(move |accepted| this.upgrade().is_some_and(|this| this.partition_now(accepted) == partition));
             let make = move |over| {
                 let names = (channel.clone(), route.clone());
-                let job = RoutePartition::new(shared.clone(), queues.clone(), hot.clone(), names, over);
+                let job = RoutePartition::new(shared.clone(), queues.clone(), hot.clone(), names, mine.clone(), over);
                 Box::new(job) as Box<dyn work::Job>
             };
             let consuming = work::consume(self.shared.clone(), queue, true, gone.clone(), Box::new(make));
@@ -314,7 +327,9 @@ impl Rabbit {
             }
             depths.values().map(|d| u64::from(d.messages)).sum::<u64>()
         };
-        let now = waiting + self.shared.hands.held() as u64 + self.accepting.spooled();
+        let held: u64 = self.shared.replica.held_counts().iter().map(|route| route.waiting).sum();
+        events::InLedger { messages: held }.emit();
+        let now = waiting + held + self.shared.hands.handed_out() as u64 + self.accepting.spooled();
         let before = self.counted.swap(now, AcqRel);
         if now > before {
             self.gate.add(now - before);
@@ -469,6 +484,7 @@ impl Transport for Arc<Rabbit> {
         for route in &mut all {
             route.pending += self.depth(&route.channel, &route.route);
         }
+        self.count_held(&mut all);
         all
     }
 

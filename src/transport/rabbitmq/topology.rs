@@ -36,11 +36,6 @@ pub fn route(domain: &str, channel: &str, route: &str, partition: u16) -> Arc<st
     named(format!("{}.{}/{route}/{partition}", root(domain), escaped(channel, true)))
 }
 
-/// The held queue of a partition: `<queue>/held`.
-pub fn held(queue: &str) -> Arc<str> {
-    named(format!("{queue}/held"))
-}
-
 fn root(domain: &str) -> String {
     // A dot in the domain would make "a" + "b.c" and "a.b" + "c" the same.
     format!("hie.{}", escaped(domain, false))
@@ -64,12 +59,8 @@ fn escaped(name: &str, dots: bool) -> String {
 fn named(mut name: String) -> Arc<str> {
     if name.len() > LONGEST_NAME {
         let hash = format!("~{:032x}", xxh3_128(name.as_bytes()));
-        // Escaped: ASCII only, apart from what a caller of `held` hands in.
-        let mut end = LONGEST_NAME - hash.len();
-        while !name.is_char_boundary(end) {
-            end -= 1;
-        }
-        name.truncate(end);
+        // Escaped, so ASCII only.
+        name.truncate(LONGEST_NAME - hash.len());
         name.push_str(&hash);
     }
     name.into()
@@ -271,14 +262,11 @@ mod tests {
         assert_eq!(&*ledger("north"), "hie.north.ledger");
         assert_eq!(&*inbox("north", "lab.results", 3), "hie.north.lab.results/in/3");
         assert_eq!(&*route("north", "lab.results", "ehr", 0), "hie.north.lab.results/ehr/0");
-        assert_eq!(&*held(&route("north", "lab.results", "ehr", 0)), "hie.north.lab.results/ehr/0/held");
         assert_ne!(route("d", "a.b", "in", 0), inbox("d", "a.b", 0));
         assert_ne!(inbox("a", "b.c", 0), inbox("a.b", "c", 0));
         assert_eq!(&*route("d", "a.b", "x/y z", 0), "hie.d.a.b/x%2Fy%20z/0");
         let long = |end: &str| inbox("d", &format!("a.{}{end}", "x".repeat(300)), 0);
         assert!(long("1").len() <= LONGEST_NAME);
         assert_ne!(long("1"), long("2"));
-        assert!(held(&long("1")).len() <= LONGEST_NAME);
-        assert_ne!(held(&long("1")), long("1"));
     }
 }
