@@ -22,6 +22,13 @@ static STREAM_FAILURES: LazyLock<Counter> =
     LazyLock::new(|| counter("ledger_stream_failures", "Times that shipping to, or reading from, the ledger stream failed"));
 static TAKEN: LazyLock<Counter> =
     LazyLock::new(|| counter("partitions_taken", "Times that this node became active on a partition"));
+static HELD: LazyLock<Counter> = LazyLock::new(|| {
+    counter("deliveries_held", "Deliveries taken out of the broker's queues by this node to wait in the ledger")
+});
+static IN_LEDGER: LazyLock<Gauge> = LazyLock::new(|| {
+    let help = "Deliveries of the domain that wait in the ledger instead of in the broker's queues, as this node knows";
+    register("held", help, Gauge::default())
+});
 static ENDED: LazyLock<Counter> = LazyLock::new(|| counter("consumer_failures", "Times that a partition's consumer ended"));
 static SPOOLED: LazyLock<Gauge> =
     LazyLock::new(|| register("spooled", "Messages accepted here that the broker does not have yet", Gauge::default()));
@@ -38,11 +45,12 @@ static UNUSABLE: LazyLock<Family<Kind, Gauge>> = LazyLock::new(|| {
 
 /// Registers the metrics that nothing has touched yet.
 pub(super) fn touch() {
-    for counter in [&SHIPPED, &GAPS, &HOLES, &STREAM_FAILURES, &TAKEN, &ENDED] {
+    for counter in [&SHIPPED, &GAPS, &HOLES, &STREAM_FAILURES, &TAKEN, &ENDED, &HELD] {
         LazyLock::force(counter);
     }
     LazyLock::force(&SPOOLED);
     LazyLock::force(&EPOCH);
+    LazyLock::force(&IN_LEDGER);
     LazyLock::force(&UNUSABLE);
 }
 
@@ -135,6 +143,48 @@ impl SameName<'_> {
             node = self.node,
             "another node of this domain has the same name: work is not spread between them; give each its own `node.name`"
         );
+    }
+}
+
+/// Deliveries are taken out of the broker's queue, to wait in the ledger. Metric only.
+pub struct Held {
+    pub messages: usize,
+}
+
+impl Held {
+    pub fn emit(self) {
+        HELD.inc_by(self.messages as u64);
+    }
+}
+
+/// How many wait there. Metric only.
+pub struct InLedger {
+    pub messages: u64,
+}
+
+impl InLedger {
+    pub fn emit(self) {
+        IN_LEDGER.set(i64::try_from(self.messages).unwrap_or(i64::MAX));
+    }
+}
+
+/// A partition of a route was taken over, with what the ledger holds for it.
+pub struct HeldLoaded<'a> {
+    pub channel: &'a str,
+    pub route: &'a str,
+    pub messages: usize,
+}
+
+impl HeldLoaded<'_> {
+    pub fn emit(self) {
+        if self.messages > 0 {
+            tracing::info!(
+                channel = self.channel,
+                route = self.route,
+                messages = self.messages,
+                "takes on deliveries that wait in the ledger"
+            );
+        }
     }
 }
 

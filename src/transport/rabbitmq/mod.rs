@@ -12,6 +12,7 @@ pub mod consumer;
 pub mod declared;
 mod epochs;
 mod hands;
+mod holding;
 mod inbox;
 pub mod link;
 mod members;

@@ -200,7 +200,11 @@ impl Rabbit {
         let Unfinished { seq, accepted, routes } = message;
         let id = accepted.envelope.id;
         let proxied = accepted.mode == Mode::Proxy;
-        let waits = |at: usize| routes.get(at).copied().unwrap_or_default().state == RouteState::Waiting;
+        // What the ledger holds has its partition's consumer, wherever that is.
+        let waits = |at: usize| {
+            let route = routes.get(at).copied().unwrap_or_default();
+            route.state == RouteState::Waiting && !route.held
+        };
         let whole = proxied && waits(0) && accepted.idempotent;
         if proxied && waits(0) && !whole {
             self.shared.note(id, seq, What::Unknown);
@@ -242,6 +246,14 @@ impl Rabbit {
 
     fn channels(&self) -> MutexGuard<'_, HashMap<String, Channel>> {
         self.channels.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// The queue of a route to which a message belongs now: of the newest epoch, with its channel as it is configured.
+    fn route_now(&self, accepted: &Accepted, route: &str) -> Arc<str> {
+        let several_keys = self.channels().get(&accepted.channel).is_some_and(|c| c.several_keys.load(Acquire));
+        let layout = self.shared.admission().see(|epochs| epochs.layout());
+        let partition = targets::partition(accepted, several_keys, layout.partitions);
+        topology::route(&self.domain, &accepted.channel, route, partition, layout.epoch)
     }
 
     /// Gives something to the accepting side of a message's partition; gives it back when its channel is not configured.
@@ -296,7 +308,9 @@ impl Rabbit {
             }
             depths.values().map(|d| u64::from(d.messages)).sum::<u64>()
         };
-        let now = waiting + self.shared.hands.held() as u64 + self.accepting.spooled();
+        let held: u64 = self.shared.replica.held_counts().iter().map(|route| route.waiting).sum();
+        events::InLedger { messages: held }.emit();
+        let now = waiting + held + self.shared.hands.handed_out() as u64 + self.accepting.spooled();
         let before = self.counted.swap(now, AcqRel);
         if now > before {
             self.gate.add(now - before);
@@ -453,6 +467,7 @@ impl Transport for Arc<Rabbit> {
         for route in &mut all {
             route.pending += self.depth(&route.channel, &route.route);
         }
+        self.count_held(&mut all);
         all
     }
 

@@ -1,14 +1,14 @@
 //! Names and declarations of the queues at the broker. Every name that this node uses there is made here.
 
 use super::{
-    Session,
+    Consumer, Session,
     reason::{self, Reason},
     session::ANSWER,
     wire,
 };
 use lapin::{
     Channel,
-    options::{BasicAckOptions, BasicGetOptions, QueueDeclareOptions, QueueDeleteOptions},
+    options::{QueueDeclareOptions, QueueDeleteOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
 use std::{fmt::Write, sync::Arc, time::Duration};
@@ -42,11 +42,6 @@ fn at(epoch: u64) -> String {
     if epoch == 0 { String::new() } else { format!("@{epoch}") }
 }
 
-/// The held queue of a partition: `<queue>/held`.
-pub fn held(queue: &str) -> Arc<str> {
-    named(format!("{queue}/held"))
-}
-
 fn root(domain: &str) -> String {
     // A dot in the domain would make "a" + "b.c" and "a.b" + "c" the same.
     format!("hie.{}", escaped(domain, false))
@@ -70,12 +65,8 @@ fn escaped(name: &str, dots: bool) -> String {
 fn named(mut name: String) -> Arc<str> {
     if name.len() > LONGEST_NAME {
         let hash = format!("~{:032x}", xxh3_128(name.as_bytes()));
-        // Escaped: ASCII only, apart from what a caller of `held` hands in.
-        let mut end = LONGEST_NAME - hash.len();
-        while !name.is_char_boundary(end) {
-            end -= 1;
-        }
-        name.truncate(end);
+        // Escaped, so ASCII only.
+        name.truncate(LONGEST_NAME - hash.len());
         name.push_str(&hash);
     }
     name.into()
@@ -236,29 +227,40 @@ pub async fn depths(session: &Session, queues: &[Arc<str>]) -> Vec<Result<Depth,
 /// Removes a quorum queue that nobody consumes any more and that holds nothing but seals. True: done; false: it was not there. The error is
 /// for the operator. (The broker has no delete "if empty" for quorum queues.)
 pub async fn remove_empty(session: &Session, queue: &Arc<str>) -> Result<bool, String> {
-    let channel = session.channel().await.map_err(|reason| reason.text().to_owned())?;
-    let work = async {
-        loop {
-            let got = channel.basic_get(queue.as_ref().into(), BasicGetOptions::default()).await;
-            match got {
-                Ok(Some(message)) if wire::is_empty(&message.delivery.data) => {
-                    message.delivery.acker.ack(BasicAckOptions::default()).await.map_err(|e| reason::said(&e))?;
-                }
-                // It goes back with the channel.
-                Ok(Some(_)) => return Err("it holds a message that came late; look what it is, and delete it by hand".to_owned()),
-                Ok(None) => break,
-                Err(error) if reason::code(&error) == Some(404) => return Ok(false),
-                Err(error) => return Err(reason::said(&error)),
-            }
-        }
-        channel.queue_delete(queue.as_ref().into(), QueueDeleteOptions::default()).await.map_err(|e| reason::said(&e))?;
-        Ok(true)
+    let waiting = match depths(session, std::slice::from_ref(queue)).await.pop() {
+        Some(Ok(depth)) => depth.messages,
+        Some(Err(TopologyError::Missing { .. })) => return Ok(false),
+        Some(Err(error)) => return Err(error.to_string()),
+        None => return Err("the broker does not answer".into()),
     };
-    let done = timeout(ANSWER * 2, work).await.unwrap_or_else(|_| Err("the broker does not answer".into()));
+    if waiting > 0 {
+        // No basic.get from a queue with a single active consumer (RabbitMQ).
+        let mut consumer = Consumer::open(session, queue, 1).await.map_err(|e| e.to_string())?;
+        let sound = async {
+            for _ in 0..waiting {
+                let message = consumer.next().await.map_err(|e| e.to_string())?;
+                if !wire::is_empty(&message.payload) {
+                    return Err("it holds a message that came late: look at it, and delete the queue by hand".to_owned());
+                }
+                consumer.acks().ack(message.tag, false).await.map_err(|e| e.to_string())?;
+            }
+            Ok(())
+        };
+        let sound = timeout(ANSWER, sound).await.unwrap_or_else(|_| Err("what it holds cannot be looked at".into()));
+        // What is not acknowledged goes back.
+        consumer.close().await;
+        sound?;
+    }
+    let channel = session.channel().await.map_err(|reason| reason.text().to_owned())?;
+    let deleted = timeout(ANSWER, channel.queue_delete(queue.as_ref().into(), QueueDeleteOptions::default())).await;
     if channel.status().connected() {
         let _ = timeout(ANSWER, channel.close(200, "OK".into())).await;
     }
-    done
+    match deleted {
+        Ok(Ok(_)) => Ok(true),
+        Ok(Err(error)) => Err(reason::said(&error)),
+        Err(_) => Err("the broker does not answer".into()),
+    }
 }
 
 async fn ask(session: &Session, specs: &[QueueSpec], options: QueueDeclareOptions) -> Vec<Result<Depth, TopologyError>> {
@@ -305,7 +307,6 @@ mod tests {
         assert_eq!(&*ledger("north"), "hie.north.ledger");
         assert_eq!(&*inbox("north", "lab.results", 3, 0), "hie.north.lab.results/in/3");
         assert_eq!(&*route("north", "lab.results", "ehr", 0, 0), "hie.north.lab.results/ehr/0");
-        assert_eq!(&*held(&route("north", "lab.results", "ehr", 0, 0)), "hie.north.lab.results/ehr/0/held");
         assert_eq!(&*inbox("north", "lab.results", 3, 2), "hie.north.lab.results/in/3@2");
         assert_eq!(&*route("north", "lab.results", "ehr", 0, 1), "hie.north.lab.results/ehr/0@1");
         assert_ne!(route("d", "a.b", "in", 0, 0), inbox("d", "a.b", 0, 0));
@@ -314,7 +315,5 @@ mod tests {
         let long = |end: &str| inbox("d", &format!("a.{}{end}", "x".repeat(300)), 0, 0);
         assert!(long("1").len() <= LONGEST_NAME);
         assert_ne!(long("1"), long("2"));
-        assert!(held(&long("1")).len() <= LONGEST_NAME);
-        assert_ne!(held(&long("1")), long("1"));
     }
 }

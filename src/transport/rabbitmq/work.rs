@@ -9,7 +9,7 @@ use super::{
     place::{Gone, Place},
     seal::Sealing,
     shipping::Shipping,
-    wire,
+    wire::{self, Batch},
 };
 use crate::channel::Storage;
 use crate::engine::{
@@ -20,6 +20,7 @@ use crate::engine::{
 };
 use crate::message::MessageId;
 use crate::telemetry::cluster as events;
+use crate::transport::queue::state::Hold;
 use bytes::Bytes;
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesOrdered};
 use std::{
@@ -27,7 +28,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 /// A message older than this may have been through a consumer that nobody remembers.
@@ -42,6 +43,14 @@ const ASIDE: Duration = Duration::from_secs(2);
 const LAST: Duration = Duration::from_secs(5);
 /// How often a consumer looks around.
 const LOOK: Duration = Duration::from_millis(500);
+/// Unacknowledged for so long (or a quarter of [`Shared::hold`], when that is less), a message is held in the ledger.
+const HOLD_AFTER: Duration = Duration::from_secs(30);
+/// How often it is looked for blocked keys while half of what the consumer may have is in hand.
+const BLOCKED_LOOK: Duration = Duration::from_millis(100);
+/// Held messages wait, and nobody has begun: so often the active consumer is woken by the node whose turn it is …
+const WAKE: Duration = Duration::from_secs(2);
+/// … and by another.
+const WAKE_OTHERS: Duration = Duration::from_secs(30);
 /// How long the accept fact of a message that another node accepted may take through the stream.
 const SHIPPED_WITHIN: Duration = Duration::from_secs(1);
 /// The same for one whose body does not travel with it.
@@ -88,6 +97,24 @@ pub trait Job: Send {
     fn begin(&mut self, delivery: Delivery) -> BoxFuture<'_, Result<Option<Pending>, String>>;
     /// The consumer stops: resolves when nothing of what it began is being worked on any more.
     fn stop(&mut self) -> BoxFuture<'_, ()>;
+    /// This node has become the active one, and knows what the one before it has told: takes on what is not in the queue. Before the first
+    /// [`Job::begin`].
+    fn take_over(&mut self) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+    /// Something waits for [`Job::take_over`] on whichever node.
+    fn is_needed(&self) -> bool {
+        false
+    }
+    /// Begins to put some of what is in hand to where it need not be unacknowledged; its deliveries are then told as over. `None`: there
+    /// is nothing of that kind.
+    fn hold(&mut self, _: Hold) -> Option<BoxFuture<'static, Result<(), String>>> {
+        None
+    }
+    /// Begins nothing from now on, waits for what is being tried, and puts all else there; so it does with what comes after.
+    fn hold_all(&mut self) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
 }
 
 /// Makes the job of one subscription; it tells the tags of deliveries that are over.
@@ -259,6 +286,14 @@ async fn acknowledge(shared: &Shared, acker: &Acks, tags: &[u64]) -> Result<(), 
     Ok(())
 }
 
+/// Sends nothing to a queue: its active consumer, which cannot know that it is before something comes, gets it.
+async fn wake(shared: Arc<Shared>, queue: Arc<str>) {
+    if let Ok(payload) = wire::encode(&Batch::default()) {
+        // When it fails it is done again.
+        let _ = shared.routes.publish(&queue, payload, false).await;
+    }
+}
+
 async fn run(
     shared: &Arc<Shared>,
     (place, queue): (&Place, &Arc<str>),
@@ -270,12 +305,25 @@ async fn run(
     let mut pipeline: FuturesOrdered<Pending> = FuturesOrdered::new();
     // Not acknowledged, and since when.
     let mut in_hand: BTreeMap<u64, Instant> = BTreeMap::new();
-    let mut synced = false;
+    let (mut synced, mut ending) = (false, false);
     let mut not_ours: Option<Instant> = None;
     let mut look = tokio::time::interval(LOOK);
+    let mut blocked = tokio::time::interval(BLOCKED_LOOK);
+    blocked.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let hold_after = HOLD_AFTER.min(shared.hold / 4);
+    let (mut waking, mut woken): (Option<JoinHandle<()>>, Instant) = (None, Instant::now());
     let acker = consumer.acks().clone();
     // Acknowledging waits for disk and stream; the partition goes on meanwhile.
     let (settle, mut settled) = mpsc::unbounded_channel::<Result<Vec<u64>, String>>();
+    let hold = |holding: Option<BoxFuture<'static, Result<(), String>>>| {
+        let (Some(holding), settle) = (holding, settle.clone()) else { return };
+        tokio::spawn(async move {
+            if let Err(error) = holding.await {
+                // The consumer may have ended.
+                let _ = settle.send(Err(error));
+            }
+        });
+    };
     loop {
         tokio::select! {
             biased;
@@ -303,6 +351,11 @@ async fn run(
             }
             _ = look.tick() => {
                 let ours = shared.shipping.members().is_ours(queue, Instant::now());
+                if shared.admission().see(|epochs| place.ends(epochs))
+                    && let Some(stop) = hold_all(shared, job, &mut ending).await
+                {
+                    return stop;
+                }
                 sealing.look(shared, place, queue, ours, in_hand.first_key_value().map(|(tag, _)| *tag));
                 let since = *not_ours.get_or_insert_with(Instant::now);
                 if ours {
@@ -310,13 +363,28 @@ async fn run(
                 } else if synced && since.elapsed() > NOT_OURS {
                     return drained(pipeline, &acker, Stop::Aside).await;
                 }
+                let often = if ours { WAKE } else { WAKE_OTHERS };
+                if !synced && woken.elapsed() > often && waking.as_ref().is_none_or(JoinHandle::is_finished) && job.is_needed() {
+                    woken = Instant::now();
+                    waking = Some(tokio::spawn(wake(shared.clone(), queue.clone())));
+                }
+                let old = in_hand.iter().rev().find(|(_, since)| since.elapsed() > hold_after);
+                if let Some((tag, _)) = old {
+                    hold(job.hold(Hold::Upto(*tag)));
+                }
                 // The broker would take them back without asking whether an attempt is being made.
                 if in_hand.first_key_value().is_some_and(|(_, since)| since.elapsed() > shared.hold) {
                     return drained(pipeline, &acker, Stop::Aside).await;
                 }
             }
+            _ = blocked.tick(), if in_hand.len() * 2 >= usize::from(shared.prefetch) => hold(job.hold(Hold::Blocked)),
             delivery = consumer.next(), if pipeline.len() < usize::from(shared.prefetch) => match delivery {
-                Ok(delivery) if wire::is_seal(&delivery.payload) => sealing.take(delivery.tag),
+                Ok(delivery) if wire::is_seal(&delivery.payload) => {
+                    sealing.take(delivery.tag);
+                    if let Some(stop) = hold_all(shared, job, &mut ending).await {
+                        return stop;
+                    }
+                }
                 Ok(mut delivery) => {
                     if sealing.is_sealed() {
                         // Of a node that was thought dead: the others have gone on, and may have had it from elsewhere.
@@ -324,9 +392,14 @@ async fn run(
                     }
                     if !synced {
                         // This node has become the active one: first it learns what the one before it has told.
+                        let learn = async {
+                            let done = tokio::time::timeout(SYNC, shared.shipping.sync()).await;
+                            done.map_err(|_| "what the others have told cannot be read in time (`hie status` says why)".to_owned())?;
+                            job.take_over().await
+                        };
                         tokio::select! {
-                            done = tokio::time::timeout(SYNC, shared.shipping.sync()) => if done.is_err() {
-                                return Stop::Lost("what the others have told cannot be read in time (`hie status` says why)".into());
+                            done = learn => if let Err(error) = done {
+                                return Stop::Lost(error);
                             },
                             () = shared.closing.cancelled() => return Stop::Closing,
                             () = gone.cancelled() => return Stop::Closing,
@@ -345,6 +418,17 @@ async fn run(
                 Err(ended) => return Stop::Lost(ended.to_string()),
             },
         }
+    }
+}
+
+/// Its epoch ends: what waits is left to those who come after, `ending` from now on.
+async fn hold_all(shared: &Shared, job: &mut dyn Job, ending: &mut bool) -> Option<Stop> {
+    if std::mem::replace(ending, true) {
+        return None;
+    }
+    tokio::select! {
+        held = job.hold_all() => held.err().map(Stop::Lost),
+        () = shared.closing.cancelled() => Some(Stop::Closing),
     }
 }
 

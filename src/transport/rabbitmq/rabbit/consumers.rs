@@ -4,11 +4,14 @@ use super::{Channel, Rabbit};
 use crate::transport::rabbitmq::{
     inbox::Inbox,
     place::{Gone, Place},
-    routes::RoutePartition,
+    routes::{Mine, RoutePartition},
+    targets,
     work::{self, Job, MakeJob},
 };
-use std::collections::BTreeMap;
-use std::sync::{Arc, MutexGuard};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, MutexGuard, atomic::Ordering::Acquire},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// The consumers of one epoch.
@@ -72,12 +75,12 @@ impl Rabbit {
             let (channel, route) = (Arc::from(channel), route.map(Arc::from));
             let place = Place { domain: self.domain.clone(), channel, route, epoch, partition };
             let gone = Gone { configured: configured.clone(), epoch: of.over.clone() };
-            let consuming = work::consume(self.shared.clone(), place.clone(), gone, self.maker(place));
+            let consuming = work::consume(self.shared.clone(), place.clone(), gone, self.maker(place, of.partitions));
             of.tasks.spawn_on(consuming, &self.runtime);
         }
     }
 
-    fn maker(&self, place: Place) -> MakeJob {
+    fn maker(&self, place: Place, partitions: u16) -> MakeJob {
         let shared = self.shared.clone();
         let Place { domain, channel, route, epoch, partition } = place;
         let Some(route) = route else {
@@ -86,10 +89,16 @@ impl Rabbit {
                 Box::new(Inbox { shared, domain, channel, partition, epoch }) as Box<dyn Job>
             });
         };
-        let (queues, hot) = (self.queues.clone(), self.hot.clone());
+        let (queues, hot, this) = (self.queues.clone(), self.hot.clone(), self.this.clone());
+        // Of what the ledger holds, whatever it was partitioned by before.
+        let mine: Mine = Arc::new(move |accepted| {
+            let Some(this) = this.upgrade() else { return false };
+            let several_keys = this.channels().get(&accepted.channel).is_some_and(|c| c.several_keys.load(Acquire));
+            targets::partition(accepted, several_keys, partitions) == partition
+        });
         Box::new(move |over| {
             let names = (channel.clone(), route.clone());
-            Box::new(RoutePartition::new(shared.clone(), queues.clone(), hot.clone(), names, over)) as Box<dyn Job>
+            Box::new(RoutePartition::new(shared.clone(), queues.clone(), hot.clone(), names, mine.clone(), over)) as Box<dyn Job>
         })
     }
 }

@@ -2,6 +2,7 @@
 
 use super::Rabbit;
 use crate::channel::Outage;
+use crate::engine::{ports::RouteStatus, replica::HeldCount};
 use crate::transport::rabbitmq::{LinkState, declared::Unusable, shipping::Lag, topology};
 use serde::Serialize;
 use std::{
@@ -206,6 +207,31 @@ impl Rabbit {
         }
         all.sort_by(|a, b| (&a.channel, &a.route, a.partition).cmp(&(&b.channel, &b.route, b.partition)));
         all
+    }
+
+    /// Counts what the ledger holds for other nodes, and names routes that are gone as long as it holds something for them.
+    pub(super) fn count_held(&self, all: &mut Vec<RouteStatus>) {
+        for HeldCount { channel, route, waiting } in self.shared.replica.held_counts().into_iter().filter(|h| h.waiting > 0) {
+            match all.iter_mut().find(|r| r.channel == channel && r.route == route) {
+                Some(known) => {
+                    let here = self.queues.find(&channel, &route).map_or(0, |queue| queue.held());
+                    known.pending += waiting.saturating_sub(here);
+                }
+                None => all.push(RouteStatus {
+                    channel,
+                    route,
+                    primary: false,
+                    configured: false,
+                    paused: false,
+                    paused_by: None,
+                    pending: waiting,
+                    in_flight: 0,
+                    parked: 0,
+                    oldest_ms: 0,
+                    last_error: "not configured any more: bring the channel or route back, or `hie tx discard` what waits".into(),
+                }),
+            }
+        }
     }
 
     /// The queues that cannot be used. While no broker is connected that one failed says nothing of the queue.
