@@ -96,6 +96,12 @@ impl LayoutKeeper for LayoutPlace {
 impl FollowLayout for LayoutPlace {
     fn take(&self, layout: Result<Layout, String>) {
         let Some(transport) = self.transport() else { return };
+        if let (Ok(told), Some(discovery)) = (&layout, self.discovery.get().and_then(Weak::upgrade))
+            && transport.layout().is_newer(told)
+        {
+            // Consul has lost something: what the nodes follow counts.
+            discovery.replace_layout(*told, transport.layout());
+        }
         let error = layout.and_then(|layout| transport.take_layout(layout)).err();
         let mut problem = self.problem.lock().unwrap_or_else(|e| e.into_inner());
         if let Some(error) = error.as_ref().filter(|error| problem.as_ref() != Some(error)) {

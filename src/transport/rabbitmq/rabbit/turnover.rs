@@ -121,7 +121,7 @@ impl Rabbit {
             _ => turn.ripe.insert((layout, Instant::now())).1,
         };
         // Until then a connection that was thought dead may still bring something, which is worked off like all else.
-        let settle = if past.drained { Duration::ZERO } else { self.heartbeat * 3 + self.lease * 2 };
+        let settle = if past.drained { LOOK } else { self.heartbeat * 3 + self.lease * 2 };
         let turns = self.shared.shipping.members().is_ours(&topology::ledger(&self.domain), Instant::now());
         let wait = settle + if turns { Duration::ZERO } else { OTHERS };
         if since.elapsed() < wait || (past.drained && !self.remove(past).await) {
