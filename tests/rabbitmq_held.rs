@@ -94,20 +94,23 @@ fn logs(nodes: &[Node]) -> String {
     nodes.iter().map(|n| n.log_tail(25)).collect::<Vec<_>>().join("\n---\n")
 }
 
-/// The node that works on the route's queue of the messages, and whose turn it is; for good.
+/// The node that works on the route's queue of the messages, when all agree whose turn it is: it stays so.
 fn owner(nodes: &[Node]) -> usize {
-    let mut found = None;
-    let works = |node: &Node| {
+    // Whose turn it is, and whether the node asked works on it.
+    let sight = |node: &Node| {
         let cluster = node.get("/cluster").json();
         let queues = cluster["transport"]["queues"].as_array().cloned().unwrap_or_default();
-        queues
-            .iter()
-            .any(|q| q["kind"] == "route" && q["partition"] == 0 && q["active"] == true && q["turn"] == node.setup.name.as_str())
+        let queue = queues.into_iter().find(|q| q["kind"] == "route" && q["partition"] == 0)?;
+        Some((text(&queue["turn"]).to_owned(), queue["active"] == true))
     };
+    let mut found = None;
     let one = wait_until(Duration::from_secs(60), || {
-        let all: Vec<usize> = (0..nodes.len()).filter(|at| works(&nodes[*at])).collect();
-        found = all.first().copied();
-        all.len() == 1
+        let all: Vec<_> = nodes.iter().filter_map(sight).collect();
+        let turn = all.first().map(|(turn, _)| turn.clone()).unwrap_or_default();
+        let agreed = all.len() == nodes.len() && all.iter().all(|(name, _)| *name == turn);
+        let active: Vec<usize> = (0..all.len()).filter(|at| all[*at].1).collect();
+        found = active.first().copied().filter(|at| agreed && active.len() == 1 && nodes[*at].setup.name == turn);
+        found.is_some()
     });
     assert!(one, "nobody works on the partition\n{}", logs(nodes));
     found.expect("one")

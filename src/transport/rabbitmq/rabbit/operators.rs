@@ -67,8 +67,8 @@ impl Rabbit {
                 continue;
             }
             let work = (route_number(channel, name), envelope.id);
-            let here = self.queues.find(channel, name).map(|queue| queue.discard(envelope.id, &envelope.keys, true));
-            match here {
+            let queue = self.queues.find(channel, name);
+            match queue.as_ref().map(|queue| queue.discard(envelope.id, &envelope.keys, true)) {
                 Some(Given::Parked | Given::Waiting(_)) => self.shared.hands.done(work),
                 Some(kept @ (Given::InHand | Given::AtWork)) => {
                     refused = kept.refusal(channel, name);
@@ -83,6 +83,10 @@ impl Rabbit {
             }
             self.shared.note(envelope.id, message.seq, What::Discarded { route: name.clone() });
             count += 1;
+            // Its key may have waited for it.
+            if let Some(queue) = queue {
+                queue.pump();
+            }
         }
         match (count, refused) {
             (0, Some(why)) => Err(ControlError::Conflict(why)),
