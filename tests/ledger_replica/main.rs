@@ -5,6 +5,7 @@ mod killed;
 #[path = "../ledger_support/mod.rs"]
 mod ledger_support;
 mod lost;
+mod twice;
 
 use hie::channel::Storage;
 use hie::engine::fact::{BodyRef, Keeper, Outcome, RouteState, Status, What};

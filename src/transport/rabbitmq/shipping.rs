@@ -42,6 +42,8 @@ const IN: usize = 16;
 const PREFETCH: u16 = 64;
 /// Between two beats.
 const BEAT: Duration = Duration::from_secs(1);
+/// How long a stream that has just been made may take to have a leader.
+const LEADER: Duration = Duration::from_secs(2);
 /// Pause after a failure.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
 
@@ -352,6 +354,7 @@ impl Shipping {
                 tokio::time::sleep(AFTER_FAILURE).await;
                 continue;
             }
+            self.has_a_leader().await;
             let positions = self.replica.positions();
             let start = positions.offset.map_or(StreamStart::First, StreamStart::Offset);
             let ended = match Consumer::open_stream(&session, &self.stream, PREFETCH, start).await {
@@ -360,6 +363,15 @@ impl Shipping {
             };
             events::ReadingEnded { error: &ended, new: is_new(&self.reading, &ended) }.emit();
             tokio::time::sleep(AFTER_FAILURE).await;
+        }
+    }
+
+    /// Waits a little until a beat was confirmed: a stream that has just been made has no leader at first, and RabbitMQ 3.10 ends the whole
+    /// connection of a consumer that comes too early.
+    async fn has_a_leader(&self) {
+        if self.heard.lock().unwrap_or_else(|e| e.into_inner()).is_none() {
+            // Not confirmed in time, or not at all: reading tells what is wrong.
+            let _ = tokio::time::timeout(LEADER, self.tell(&self.next_beat(false).1)).await;
         }
     }
 
