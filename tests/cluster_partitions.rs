@@ -109,9 +109,11 @@ fn the_number_of_partitions_changes_under_load() {
     let mut cluster = Cluster::start(Plan::default());
     let lis = cluster.receiver(false, Behaviour::default(), rng.split());
     let mut web = cluster.receiver(true, Behaviour::default(), rng.split());
+    // On a busy machine a receiver may take its time: what is delivered twice is so for another reason.
+    let patient = |route: String| route.replace("timeout = \"2s\"", "timeout = \"30s\"");
     let channel = (queue("test.all", "true") + "outage = \"spool\"\n").replace("\"patient\"", "\"feed\"")
-        + &route("lis", &lis.target(), "primary = true")
-        + &route("web", &web.target(), "");
+        + &patient(route("lis", &lis.target(), "primary = true"))
+        + &patient(route("web", &web.target(), ""));
     let mut nodes: Vec<Node> = (1..=3)
         .map(|n| {
             let mut builder = cluster.node(n).node("domain = \"north\"");
@@ -179,9 +181,5 @@ fn the_number_of_partitions_changes_under_load() {
     judged("7 to 3", &sent, &[("lis", &lis), ("web", &web)], Doubles::Counted, &nodes);
     let all: Vec<&Node> = nodes.iter().collect();
     let told = told_everywhere(&all, &[&sent], 50, &mut rng, 60 * SECOND);
-    if told.is_err() && std::env::var_os("HIE_HOLD").is_some() {
-        println!("HOLD {told:?} {:?}", nodes.iter().map(|n| (n.admin, n.store.clone())).collect::<Vec<_>>());
-        std::thread::sleep(Duration::from_secs(900));
-    }
     assert!(told.is_ok(), "{}\n{}", told.unwrap_err(), logs(&nodes));
 }
