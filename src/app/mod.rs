@@ -7,6 +7,7 @@ mod drain;
 mod feed;
 mod instances;
 mod keep;
+mod layout;
 mod outbound;
 mod pauses;
 mod prepare;
@@ -202,7 +203,7 @@ impl Node {
         let (asked, drain, stop_admin) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         let feed =
             Feed::start(ledger.clone(), config.feed.clone(), host::background).context("the live feed cannot be started")?;
-        let discovery = discovery::start(config, listeners, &sources)?;
+        let discovery = discovery::start(config, listeners, &sources, &carrier)?;
         let cluster = Arc::new(discovery::View::new(config, &discovery, &sources, &carrier));
         let (alerts, told) = alerts::spawn(config, receivers, &engine, &directory, &ledger, &feed, &cluster, &stop_admin)?;
         let mut admin = {

@@ -64,7 +64,8 @@ fn body_mut(what: &mut What) -> Option<&mut BodyRef> {
         | What::Discarded { .. }
         | What::Unknown
         | What::Forwarded
-        | What::Repeated { .. } => None,
+        | What::Repeated { .. }
+        | What::Held { .. } => None,
     }
 }
 

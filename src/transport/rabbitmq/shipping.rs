@@ -5,6 +5,7 @@
 
 use super::{
     Consumer, Delivery, Link, Publisher, PublisherLimits, StreamStart,
+    admission::Admission,
     declared::Declared,
     members::Members,
     wire::{self, News, Told, WireError},
@@ -62,6 +63,8 @@ pub struct Shipping {
     /// When the broker confirmed anything of ours last.
     heard: Mutex<Option<Instant>>,
     members: Mutex<Members>,
+    /// How far this node and the others are with a change of partitions.
+    admission: Arc<Admission>,
     /// The latest own beat that has been read back, and all before it applied.
     read_back: watch::Sender<u64>,
     next_beat: AtomicU64,
@@ -131,6 +134,7 @@ impl Shipping {
         replica: Arc<dyn Replica>,
         link: Link,
         queues: Arc<Declared>,
+        admission: Arc<Admission>,
         node: &str,
         limits: PublisherLimits,
         runtime: &tokio::runtime::Handle,
@@ -146,6 +150,7 @@ impl Shipping {
             confirmed,
             heard: Mutex::new(None),
             members: Mutex::new(Members::new(node)),
+            admission,
             read_back: watch::Sender::new(0),
             next_beat: AtomicU64::new(1),
             run: rand::random(),
@@ -205,8 +210,8 @@ impl Shipping {
     /// Resolves when everything that was in the stream at the call has been read and applied.
     pub async fn sync(&self) {
         let mut read_back = self.read_back.subscribe();
-        let (number, beat) = self.next_beat(false);
-        while !self.tell(&beat).await {
+        let number = self.next_number();
+        while !self.tell_beat(number, false).await {
             tokio::time::sleep(AFTER_FAILURE).await;
         }
         let _ = read_back.wait_for(|seen| *seen >= number).await;
@@ -231,15 +236,35 @@ impl Shipping {
     /// Tells the others that this node takes no part in the work any more.
     pub async fn leave(&self) {
         self.leaving.store(true, Release);
-        self.tell(&self.next_beat(true).1).await;
+        self.tell_beat(self.next_number(), true).await;
     }
 
-    fn next_beat(&self, leaving: bool) -> (u64, News) {
-        let number = self.next_beat.fetch_add(1, AcqRel);
+    /// Tells the others that this queue has run empty; false when the broker did not take it.
+    pub async fn drained(&self, queue: &str) -> bool {
+        self.tell(&News::Drained { queue: queue.to_owned() }).await
+    }
+
+    /// How far this node and the others are with a change of partitions.
+    pub fn admission(&self) -> &Arc<Admission> {
+        &self.admission
+    }
+
+    fn next_number(&self) -> u64 {
+        self.next_beat.fetch_add(1, AcqRel)
+    }
+
+    async fn tell_beat(&self, number: u64, leaving: bool) -> bool {
+        let now = Instant::now();
         // A node that cannot read what the others tell should not be given their work.
         let deaf = self.reading.lock().unwrap_or_else(|e| e.into_inner()).is_some();
         let leaving = leaving || deaf;
-        (number, News::Beat { number, run: self.run, leaving, spooled: self.spooled.load(Acquire) })
+        let (layout, stage) = self.admission.act(|epochs| epochs.sends(number, now));
+        let spooled = self.spooled.load(Acquire);
+        let done = self.tell(&News::Beat { number, run: self.run, leaving, spooled, layout: Some(layout), stage }).await;
+        if done {
+            self.admission.act(|epochs| epochs.confirmed(now, stage));
+        }
+        done
     }
 
     async fn tell(&self, what: &News) -> bool {
@@ -258,8 +283,9 @@ impl Shipping {
 
     async fn beat(self: Arc<Self>) {
         while !self.leaving.load(Acquire) {
-            self.tell(&self.next_beat(false).1).await;
-            tokio::time::sleep(BEAT).await;
+            self.tell_beat(self.next_number(), false).await;
+            // A step of a change is told at once.
+            let _ = tokio::time::timeout(BEAT, self.admission.hurries()).await;
         }
     }
 
@@ -415,20 +441,35 @@ impl Shipping {
         };
         let own = told.origin == self.replica.origin();
         match told.what {
-            News::Beat { number, run, .. } if own && run == self.run => Ok(future::ready(Ok(Step::Beat(number))).boxed()),
-            News::Beat { .. } if own => Ok(nothing()),
-            News::Beat { leaving: true, .. } => {
+            News::Beat { number, run, .. } if own && run == self.run => {
+                self.admission.act(|epochs| epochs.echo(number, Instant::now()));
+                Ok(future::ready(Ok(Step::Beat(number))).boxed())
+            }
+            News::Beat { layout, .. } if own => {
+                // Of an earlier run: what it had learned holds.
+                if let Some(layout) = layout {
+                    let _ = self.admission.act(|epochs| epochs.learn(layout));
+                }
+                Ok(nothing())
+            }
+            News::Beat { leaving: true, layout, stage, .. } => {
                 self.members().left(&told.node);
+                self.admission.act(|epochs| epochs.heard(&told.node, layout, stage));
                 Ok(nothing())
             }
             // Those of long ago are read at a start as well; then nothing of ours has been read back yet.
-            News::Beat { spooled, .. } => {
+            News::Beat { spooled, layout, stage, .. } => {
+                self.admission.act(|epochs| epochs.heard(&told.node, layout, stage));
                 if *self.read_back.borrow() > 0 {
                     if told.node == self.node && !self.same_name.swap(true, AcqRel) {
                         events::SameName { node: &self.node }.emit();
                     }
                     self.members().heard(&told.node, spooled, Instant::now());
                 }
+                Ok(nothing())
+            }
+            News::Drained { queue } => {
+                self.admission.act(|epochs| epochs.told_drained(&queue));
                 Ok(nothing())
             }
             News::Word { channel, route, paused } => {
