@@ -10,6 +10,7 @@
 //! - [`gateway`]: connectors in and out, receivers of alerts
 //! - [`alert`]: what operators have to know without looking
 //! - [`discovery`]: the Consul agent: names, members, shared channels
+//! - [`peer`]: what the nodes of a domain hand each other: proof of the domain's secret, sealed answers, the asking side
 //! - [`transport`]: accepted messages to workers
 //! - [`ledger`]: the log of facts and bodies, and the views folded from it
 //! - [`engine`]: accept, dispatch, deliver
@@ -32,6 +33,7 @@ pub mod gateway;
 pub mod host;
 pub mod ledger;
 pub mod message;
+pub mod peer;
 pub mod preset;
 pub mod telemetry;
 pub mod transport;

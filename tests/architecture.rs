@@ -22,11 +22,16 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("gateway/outbound", &["engine", "channel", "message", "telemetry", "config"]),
     // The agent's client; who is named and what is done with channels comes from app.
     ("discovery", &["telemetry", "config"]),
+    // How nodes of a domain ask each other; what they hand over comes from app.
+    ("peer", &["config"]),
     // Named by its receivers, and read by the management API.
     ("alert", &["telemetry", "config"]),
     ("gateway/outbound/notify", &["alert", "gateway/outbound/tls", "channel", "config", "telemetry/alert"]),
     // The thresholds of the capacity guide are preset's.
-    ("admin", &["alert", "gateway", "transport", "ledger", "engine", "channel", "message", "telemetry", "config", "preset"]),
+    (
+        "admin",
+        &["alert", "peer", "gateway", "transport", "ledger", "engine", "channel", "message", "telemetry", "config", "preset"],
+    ),
     // Events name the engine's values.
     ("telemetry", &["engine/fact", "engine/ports", "channel", "message"]),
     // A preset is the layer below the file.
@@ -39,6 +44,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "admin",
             "alert",
             "discovery",
+            "peer",
             "gateway",
             "transport",
             "ledger",
@@ -75,7 +81,8 @@ const BELONGS_TO: &[(&str, &[&str])] = &[
     ("lapin", &["transport/rabbitmq"]),
     ("async_rs", &["transport/rabbitmq"]),
     ("futures_io", &["transport/rabbitmq"]),
-    ("reqwest", &["gateway/outbound", "discovery", "cli"]),
+    ("reqwest", &["gateway/outbound", "discovery", "peer", "cli"]),
+    ("ring", &["peer"]),
     ("lettre", &["gateway/outbound/notify"]),
     ("nix", &["host"]),
     ("rustix", &["host"]),

@@ -18,6 +18,7 @@ mod files;
 mod filter;
 pub mod health;
 mod openapi;
+mod peers;
 mod places;
 mod records;
 mod routes;
@@ -31,6 +32,7 @@ mod transactions;
 mod view;
 
 pub use cluster::Cluster;
+pub use peers::Peers;
 pub use records::{Detail, Hit, Query, Records, RecordsError};
 pub use routes::mounted;
 pub use token::{Token, TokenError};
@@ -74,6 +76,8 @@ pub struct AdminState {
     pub drain: CancellationToken,
     /// The live feed.
     pub feed: Arc<feed::Feed>,
+    /// What other nodes of the domain may copy; `None`: nothing.
+    pub peers: Option<Peers>,
 }
 
 /// The node, as `/status` shows it.

@@ -1,6 +1,6 @@
 //! `/openapi.json`, from the handlers themselves.
 
-use super::{alerts, channels, clients, cluster, delivery, feed::door, stats, status, tasks, transactions};
+use super::{alerts, channels, clients, cluster, delivery, feed::door, peers, stats, status, tasks, transactions};
 use axum::Json;
 use utoipa::{
     Modify, OpenApi,
@@ -19,6 +19,7 @@ use utoipa::{
         clients::list, clients::create, clients::get, clients::update, clients::remove,
         door::events, stats::sse, stats::system,
         alerts::list, alerts::test,
+        peers::list, peers::file,
     ),
     modifiers(&Schemes),
     security(("token" = []), ("basic" = []))

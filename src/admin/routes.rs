@@ -6,7 +6,7 @@ use super::{
     channels, clients, cluster, delivery,
     error::ApiError,
     feed::door,
-    openapi,
+    openapi, peers,
     shared::App,
     stats, status, tasks, transactions,
 };
@@ -27,12 +27,15 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 type Entry = (&'static str, &'static str, MethodRouter<App>);
 
-/// Served to everybody.
+/// Served without the token.
 fn open() -> Vec<Entry> {
     vec![
         ("get", "/heartbeat", get(status::heartbeat)),
         ("get", "/health/live", get(status::live)),
         ("get", "/health/ready", get(status::ready)),
+        // Who asks shows the domain's secret, not the token.
+        ("get", "/peer/ledger", get(peers::list)),
+        ("get", "/peer/ledger/{file}", get(peers::file)),
     ]
 }
 

@@ -178,6 +178,14 @@ impl Carrier {
         view
     }
 
+    /// Why searches may miss what other nodes wrote.
+    pub fn incomplete(&self) -> Option<&'static str> {
+        match self {
+            Self::Embedded(_) => None,
+            Self::Rabbit(transport, _) => transport.incomplete(),
+        }
+    }
+
     /// What an operator should look at.
     pub fn problems(&self) -> Vec<String> {
         match self {

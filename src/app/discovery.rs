@@ -67,12 +67,20 @@ pub(super) struct View {
     carrier: Carrier,
     node: String,
     domain: String,
+    joined: Value,
 }
 
 impl View {
-    pub fn new(config: &Config, discovery: &Option<Arc<Discovery>>, sources: &Arc<Sources>, carrier: &Carrier) -> Self {
+    /// `joined`: what became of copying a peer's ledger at this start.
+    pub fn new(
+        config: &Config,
+        discovery: &Option<Arc<Discovery>>,
+        sources: &Arc<Sources>,
+        carrier: &Carrier,
+        joined: Value,
+    ) -> Self {
         let (node, domain) = (config.node.name.clone(), config.node.domain.clone());
-        Self { discovery: discovery.clone(), sources: sources.clone(), carrier: carrier.clone(), node, domain }
+        Self { discovery: discovery.clone(), sources: sources.clone(), carrier: carrier.clone(), node, domain, joined }
     }
 }
 
@@ -91,9 +99,12 @@ impl Cluster for View {
     fn view(&self) -> BoxFuture<'static, Value> {
         let (discovery, sources) = (self.discovery.clone(), self.sources.clone());
         let (node, domain, carrier) = (self.node.clone(), self.domain.clone(), self.carrier.clone());
+        let joined = self.joined.clone();
         Box::pin(async move {
             let Some(discovery) = discovery else {
-                return json!({ "discovery": "off", "node": node, "domain": domain, "members": [], "transport": carrier.view() });
+                return json!({
+                    "discovery": "off", "node": node, "domain": domain, "members": [], "joined": joined, "transport": carrier.view()
+                });
             };
             let (members, error) = match discovery.members().await {
                 Ok(members) => (members, None),
@@ -112,13 +123,15 @@ impl Cluster for View {
                 "channels": channels,
                 "members": members,
                 "members_error": error,
+                "joined": joined,
                 "transport": carrier.view(),
             })
         })
     }
 
     fn problems(&self) -> Vec<String> {
-        let carrier = self.carrier.problems();
+        let mut carrier = self.carrier.problems();
+        carrier.extend(self.joined["problem"].as_str().map(str::to_owned));
         let Some(discovery) = &self.discovery else { return carrier };
         let links = [discovery.registration(), discovery.channels()];
         let mut problems: Vec<String> = links.into_iter().map(|link| link.error).filter(|e| !e.is_empty()).collect();
@@ -127,6 +140,10 @@ impl Cluster for View {
         problems.extend(self.sources.problem());
         problems.extend(carrier);
         problems
+    }
+
+    fn incomplete(&self) -> Option<&'static str> {
+        self.carrier.incomplete()
     }
 
     fn shared_channels(&self) -> BTreeMap<String, String> {

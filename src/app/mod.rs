@@ -6,6 +6,7 @@ mod discovery;
 mod drain;
 mod feed;
 mod instances;
+mod join;
 mod keep;
 mod layout;
 mod outbound;
@@ -152,6 +153,7 @@ impl Node {
         let clients = reload::clients(&config.node.clients).map_err(StartError::Config)?;
         let receivers = alerts::receivers(config).map_err(|e| StartError::Config(prepare::told(e)))?;
         let ports = ports(config, listeners).map_err(StartError::Config)?;
+        let joined = join::ledger(config)?;
         let ledger = store::open(config)?;
         let log: Arc<dyn Log> = ledger.clone();
         let delivery = tokio::runtime::Builder::new_multi_thread()
@@ -204,7 +206,7 @@ impl Node {
         let feed =
             Feed::start(ledger.clone(), config.feed.clone(), host::background).context("the live feed cannot be started")?;
         let discovery = discovery::start(config, listeners, &sources, &carrier)?;
-        let cluster = Arc::new(discovery::View::new(config, &discovery, &sources, &carrier));
+        let cluster = Arc::new(discovery::View::new(config, &discovery, &sources, &carrier, joined));
         let (alerts, told) = alerts::spawn(config, receivers, &engine, &directory, &ledger, &feed, &cluster, &stop_admin)?;
         let mut admin = {
             let changes = sources.changes();

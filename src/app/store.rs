@@ -1,6 +1,6 @@
 //! The ledger joined with those who use it: opened, read at start, shown by the management API.
 
-use super::carrier::Carrier;
+use super::{carrier::Carrier, join};
 use crate::{
     admin::{self, AdminState, Cluster, Info, Token, feed::Feed},
     alert::Alerts,
@@ -100,6 +100,7 @@ pub(super) fn serve_admin(
             alerts: Arc::clone(alerts),
             drain: drain.clone(),
             feed: Arc::clone(feed),
+            peers: join::peers(config, ledger)?,
         };
         threads.push(admin::spawn(listener, state, stop.clone())?);
     }

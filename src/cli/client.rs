@@ -1,6 +1,6 @@
 //! The management API's client: finds address and token of the node from its configuration.
 
-use super::{configuration::ConfigArgs, exit::Failure};
+use super::{configuration::ConfigArgs, exit::Failure, output};
 use clap::Args;
 use reqwest::{Method, RequestBuilder, StatusCode, Url};
 use serde_json::Value;
@@ -146,6 +146,9 @@ impl Api {
     fn call(&self, request: RequestBuilder) -> Result<Value, Failure> {
         let (status, body) = self.runtime.block_on(async {
             let mut response = request.bearer_auth(&self.token).send().await.map_err(|e| self.away(&e))?;
+            if let Some(why) = response.headers().get("x-hie-incomplete").and_then(|v| v.to_str().ok()) {
+                output::warn(&format!("transactions may be missing: {why}"));
+            }
             let mut body = Vec::new();
             while let Some(piece) = response.chunk().await.map_err(|e| self.away(&e))? {
                 if body.len() + piece.len() > MAX_ANSWER {

@@ -13,6 +13,11 @@ pub(super) fn print(text: impl std::fmt::Display) -> Result<(), Failure> {
     }
 }
 
+/// Tells, on standard error, what people should know of what is printed.
+pub(super) fn warn(text: &str) {
+    eprintln!("hie: {}", clean(text));
+}
+
 /// Prints a value as JSON for programs.
 pub(super) fn json(value: &impl serde::Serialize) -> Result<(), Failure> {
     print(serde_json::to_string_pretty(value).map_err(|e| Failure::bug(format!("no JSON: {e}")))?)

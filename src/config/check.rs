@@ -31,6 +31,7 @@ pub(super) fn values(config: &Config, origins: &Origins, tier: Option<&Tier>) ->
     check.exposure(config);
     check.alerts(config);
     check.transport(config, tier);
+    check.peers(config);
     check.discovery(config);
     check.found
 }
@@ -55,6 +56,7 @@ impl Found {
         }
         check.alert_files(config);
         check.transport_files(config);
+        check.peers_files(config);
         check.discovery_files(config);
         check.found
     }

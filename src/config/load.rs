@@ -259,6 +259,12 @@ fn resolve(config: &mut Config, origins: &Origins, file: Option<&Path>, state_ho
             relative(path, &format!("transport.{key}"));
         }
     }
+    let p = &mut config.peers;
+    for (key, path) in [("peers.secret_file", &mut p.secret_file), ("peers.ca", &mut p.ca)] {
+        if let Some(path) = path.as_mut().filter(|path| !secret::is_credential(path)) {
+            relative(path, key);
+        }
+    }
     let d = &mut config.discovery;
     if let Some(path) = d.token_file.as_mut().filter(|path| !secret::is_credential(path)) {
         relative(path, "discovery.token_file");

@@ -9,6 +9,7 @@ pub mod channels;
 mod check;
 mod check_alerts;
 mod check_discovery;
+mod check_peers;
 mod check_transport;
 pub mod client_tls;
 pub mod clients;
@@ -26,6 +27,7 @@ mod mllp;
 mod nearest;
 mod node;
 mod origins;
+mod peers;
 mod preset;
 pub mod secret;
 mod text;
@@ -39,6 +41,7 @@ mod tests;
 pub use self::channels::{Channels, SharedChannel};
 pub use admin::{Admin, Health};
 pub use alerts::{Alerts, Mail, MailTls, Webhook};
+pub use check_peers::SHORTEST_SECRET;
 pub use discovery::Discovery;
 pub use error::{ConfigError, Problem};
 pub use feed::Feed;
@@ -51,6 +54,7 @@ pub use load::{Flag, Loaded, load, parse};
 pub use mllp::Mllp;
 pub use node::{Cluster, Node};
 pub use origins::{Origin, Origins, Row};
+pub use peers::Peers;
 pub use tls::ServerTls;
 pub use transport::{BrokerUrl, Transport, TransportKind};
 
@@ -77,6 +81,7 @@ pub struct Config {
     pub ledger: Ledger,
     pub limits: Limits,
     pub transport: Transport,
+    pub peers: Peers,
 }
 
 impl Default for Config {
@@ -94,6 +99,7 @@ impl Default for Config {
             ledger: Ledger::default(),
             limits: Limits::default(),
             transport: Transport::default(),
+            peers: Peers::default(),
         }
     }
 }

@@ -21,6 +21,12 @@ pub fn reloading() {
     }
 }
 
+/// The start goes on, and may take so much longer.
+pub fn starting(status: &str, extend: Duration) {
+    let micros = u32::try_from(extend.as_micros()).unwrap_or(u32::MAX);
+    tell(&[NotifyState::Status(status), NotifyState::ExtendTimeoutUsec(micros)]);
+}
+
 /// Draining has begun. `extend` is how long it may still take: systemd waits that long beyond its own timeout.
 pub fn stopping(extend: Duration) {
     let micros = u32::try_from(extend.as_micros()).unwrap_or(u32::MAX);

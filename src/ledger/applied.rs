@@ -178,6 +178,11 @@ pub fn last_piece(conn: &Connection) -> Result<Seq, FileError> {
     Ok(from_sql(last.unwrap_or(0)))
 }
 
+/// Does this log say nothing of other logs?
+pub fn says_nothing(conn: &Connection) -> Result<bool, FileError> {
+    Ok(read(conn)?.is_empty())
+}
+
 fn read(conn: &Connection) -> Result<State, FileError> {
     let mut state = State::default();
     if !has_taken(conn)? {

@@ -160,6 +160,8 @@ pub struct Core {
     pub recents: Recents,
     /// How far own records are with the other nodes.
     pub shipping: Shipping,
+    /// The segment being written is to be closed with the next record, if it has any.
+    pub roll: AtomicBool,
     /// Held where it is decided that a piece of a body stays where it is, or that its segment goes.
     pub mapping: Mutex<()>,
     pub sealing: Mutex<Vec<Sealing>>,
@@ -218,7 +220,8 @@ impl Core {
             origin: HOUSEKEEPING,
             applied: Applied::default(),
             recents: Recents::default(),
-            shipping: Shipping::new(marks.shipped),
+            shipping: Shipping::new(marks.shipped, marks.adopted),
+            roll: AtomicBool::new(false),
             mapping: Mutex::new(()),
             sealing: Mutex::new(Vec::new()),
             wal_bytes: AtomicU64::new(0),

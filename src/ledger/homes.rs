@@ -30,6 +30,11 @@ impl Homes {
         self.maps.read().unwrap_or_else(|e| e.into_inner()).now.get(&seq).copied().unwrap_or(seq)
     }
 
+    /// Was nothing carried, as far as is known?
+    pub fn is_empty(&self) -> bool {
+        !self.any.load(Ordering::Acquire)
+    }
+
     /// It moved.
     pub fn moved(&self, from: Seq, to: Seq) {
         if from == to {

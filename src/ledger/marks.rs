@@ -39,6 +39,8 @@ pub struct Marks {
     pub open: BTreeSet<Seq>,
     /// Everything that this log wrote itself, up to here, is with the other nodes.
     pub shipped: Seq,
+    /// Everything up to here was taken over from another log, as a whole; own records are above.
+    pub adopted: Seq,
     /// What was taken in from others from this log on is to be read again: one was damaged or lost.
     pub reread: Option<Seq>,
     /// Logs that are missing, for which that was done.

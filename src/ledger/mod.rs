@@ -2,13 +2,15 @@
 //!
 //! - **Log**: [`writer`] commits what waits in [`queue`] in groups, one fsync each, into the active [`catalog::Segment`].
 //! - **Views**: [`folder`] reads the log and keeps, per segment, what searches need, by the rules of [`fold`].
-//! - **Replica**: [`ship`] tells other nodes what this log wrote; [`apply`] takes in, in rounds, what theirs did.
+//! - **Replica**: [`ship`] tells other nodes what this log wrote; [`apply`] takes in, in rounds, what theirs did; [`offer`] lists the
+//!   closed files, which [`adopt`] makes the beginning of an empty ledger elsewhere.
 //! - **Upkeep**: [`keeper`] copies write-ahead logs, completes closed segments, applies [`retention`].
 //!
 //! Files in `<store>/ledger/`: `log-<first>.db`, `view-<first>.db`, `filter-<first>.bin` (keys of a closed segment),
 //! `transient-<first>.db` (bodies of channels that keep none), `marks.json`,
 //! `origin`, `quarantine/`.
 
+mod adopt;
 mod applied;
 mod apply;
 mod batch;
@@ -31,6 +33,7 @@ mod keys;
 mod log;
 mod lookup;
 mod marks;
+mod offer;
 mod once;
 mod open;
 mod origin;
@@ -60,8 +63,10 @@ mod view;
 mod view_row;
 mod writer;
 
+pub use adopt::{AdoptError, Adopted, Adoption, begun_with, give_up, is_untouched};
 pub use follow::{Followed, Wake};
 pub use keeper::FreeSpace;
+pub use offer::{FORM as OFFER_FORM, Offer, Offered};
 pub use problems::Problem;
 pub use query::{Detail, Query, Row, SearchError};
 pub use sql::{Damage, FileError};
@@ -151,6 +156,8 @@ pub struct Ledger {
     threads: Mutex<Threads>,
     applier: apply::Applier,
     recovered: AtomicBool,
+    /// When a segment was closed last for the sake of a joiner.
+    rolled: Mutex<Option<std::time::Instant>>,
 }
 
 impl Ledger {
@@ -168,6 +175,7 @@ impl Ledger {
             threads: Mutex::new(Threads::default()),
             applier: apply::Applier::default(),
             recovered: AtomicBool::new(false),
+            rolled: Mutex::default(),
         })
     }
 

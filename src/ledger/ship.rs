@@ -29,6 +29,8 @@ const RECORD: usize = 64;
 /// How far own records are with the other nodes.
 pub struct Shipping {
     upto: AtomicU64,
+    /// Nothing up to here is this log's own.
+    adopted: Seq,
     /// Somebody ships them.
     on: AtomicBool,
     /// Lowest number that left the ledger unshipped; 0: none did.
@@ -37,8 +39,14 @@ pub struct Shipping {
 }
 
 impl Shipping {
-    pub fn new(upto: Seq) -> Self {
-        Self { upto: AtomicU64::new(upto), on: AtomicBool::new(false), lost_from: AtomicU64::new(0), committed: Arc::default() }
+    pub fn new(upto: Seq, adopted: Seq) -> Self {
+        Self {
+            upto: AtomicU64::new(upto),
+            adopted,
+            on: AtomicBool::new(false),
+            lost_from: AtomicU64::new(0),
+            committed: Arc::default(),
+        }
     }
 
     pub fn upto(&self) -> Seq {
@@ -60,7 +68,7 @@ impl Shipping {
 
     /// A segment's files go.
     pub fn gone(&self, core: &Core, segment: &Segment) {
-        let (first, last) = (segment.first.max(self.upto() + 1), segment.end().min(core.committed()));
+        let (first, last) = (segment.first.max(self.upto().max(self.adopted) + 1), segment.end().min(core.committed()));
         if !self.on.load(Ordering::Acquire) || last < first {
             return;
         }
@@ -91,7 +99,7 @@ impl Shipping {
 pub async fn own(core: Arc<Core>, readers: Arc<Readers>, after: Seq, bytes: usize) -> Result<OwnRecords, LogError> {
     core.shipping.begin(&core);
     let wake = core.shipping.committed.clone();
-    let mut at = after;
+    let mut at = after.max(core.shipping.adopted);
     loop {
         // Listened before looking, so that no commit is missed.
         let mut committed = std::pin::pin!(wake.notified());

@@ -132,6 +132,11 @@ impl Transients {
         files.map(|(_, f)| f.path.clone()).collect()
     }
 
+    /// Files that are not written any more: first number and place, oldest first.
+    pub fn closed(&self) -> Vec<(Seq, PathBuf)> {
+        self.lock().files.iter().filter(|(_, f)| !f.current).map(|(first, f)| (*first, f.path.clone())).collect()
+    }
+
     /// Are all these bytes still there?
     pub fn has_all(&self, seqs: &[Seq]) -> bool {
         let mut inner = self.lock();

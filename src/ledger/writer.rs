@@ -171,7 +171,8 @@ impl Writer {
 
     fn is_full(&self, bytes: u64, since: i64) -> bool {
         let age = i64::try_from(self.core.config.segment_age.as_millis()).unwrap_or(i64::MAX);
-        bytes >= self.core.segment_size() || (since > 0 && now_ms().saturating_sub(since) >= age)
+        let asked = since > 0 && self.core.roll.load(Ordering::Acquire);
+        asked || bytes >= self.core.segment_size() || (since > 0 && now_ms().saturating_sub(since) >= age)
     }
 
     /// The longest prefix of what waits that takes up to `room` bytes; at least one record.
@@ -329,8 +330,15 @@ impl Writer {
     fn roll(&mut self, active: &mut Active) {
         let Some(first) = self.waiting.front().map(|r| r.seq) else { return };
         match Active::open(&self.core, first) {
-            Ok(fresh) => self.switch(active, fresh),
+            Ok(fresh) => {
+                if self.core.roll.swap(false, Ordering::AcqRel) {
+                    // With it the short-lived bodies that belong to it.
+                    self.transient.close(&self.core);
+                }
+                self.switch(active, fresh);
+            }
             Err(e) => {
+                self.core.roll.store(false, Ordering::Release);
                 // The old segment goes on; try again when it has grown by another eighth.
                 event::UpkeepFailed { what: "new segment", error: &e.to_string() }.emit();
                 let fresh = Segment::new(&self.core.dir, first);

@@ -74,6 +74,39 @@ impl StreamGap {
     }
 }
 
+/// The stream is another than the one that was read before.
+pub struct StreamMadeAnew {
+    pub asked: u64,
+    pub begins: u64,
+}
+
+impl StreamMadeAnew {
+    pub fn emit(self) {
+        tracing::warn!(
+            asked = self.asked,
+            begins = self.begins,
+            "the ledger stream was deleted and made anew: it is read from its first message; what was in the old one and never reached this \
+             node is missing here"
+        );
+    }
+}
+
+/// A node that has read nothing yet finds that the stream's beginning is gone.
+pub struct StreamTruncated {
+    pub messages: u64,
+}
+
+impl StreamTruncated {
+    pub fn emit(self) {
+        HOLES.inc();
+        tracing::error!(
+            messages = self.messages,
+            "the beginning of the ledger stream has been removed by its retention: this node does not find older transactions; give it the \
+             ledger of a peer (`[peers]`), with an empty store"
+        );
+    }
+}
+
 /// Records that were confirmed are not in the stream any more.
 pub struct StreamHole {
     pub records_from: u64,

@@ -14,6 +14,7 @@ pub mod host;
 pub mod inbound;
 mod latency;
 pub mod outbound;
+pub mod peer;
 mod process;
 mod text;
 pub mod usage;
@@ -46,6 +47,7 @@ pub fn encode() -> String {
     feed::touch();
     host::touch();
     ledger::touch();
+    peer::touch();
     let mut open = String::with_capacity(16 * 1024);
     {
         let registry = REGISTRY.lock().unwrap_or_else(|e| e.into_inner());

@@ -402,6 +402,7 @@ impl Node {
             alerts: Arc::new(hie::alert::Alerts::none()),
             drain: drain.clone(),
             feed: feed.clone(),
+            peers: None,
         };
         let asked = control.clone();
         let threads = vec![

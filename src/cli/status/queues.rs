@@ -28,7 +28,11 @@ pub(super) fn print(cluster: &Value) -> Result<(), Failure> {
     let link = |key: &str| text(transport, &["link", key]);
     let ledger = |key: &str| text(transport, &["ledger", key]);
     let mut table = output::table(["BROKER", "STATE", "RELEASE", "SINCE", "SPOOL", "UNCONFIRMED", "UNAPPLIED", "BEHIND"]);
-    let behind = transport["ledger"]["read_ms"].as_u64().map_or("unknown".into(), |ms| format!("{:.1} s", ms as f64 / 1000.0));
+    let mut behind =
+        transport["ledger"]["read_ms"].as_u64().map_or("unknown".into(), |ms| format!("{:.1} s", ms as f64 / 1000.0));
+    if transport["ledger"]["catching_up"] == true {
+        behind += ", catching up";
+    }
     table.add_row([
         Some(link("broker")).filter(|b| !b.is_empty()).unwrap_or_else(|| "none".into()),
         link("state"),

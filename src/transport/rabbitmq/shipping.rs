@@ -4,7 +4,7 @@
 //! either, so it comes again. The stream replicates but does not fsync; every record is on its own node's disk before it is shipped.
 
 use super::{
-    Consumer, Delivery, Link, Publisher, PublisherLimits, StreamStart,
+    Consumer, Delivery, Link, Publisher, PublisherLimits, Session, StreamStart,
     admission::Admission,
     declared::Declared,
     members::Members,
@@ -38,12 +38,18 @@ const BATCH: usize = 256 << 10;
 const OUT: usize = 16;
 /// Batches being applied.
 const IN: usize = 16;
+/// So many messages of the stream that change nothing here are passed over before that is noted.
+const PASSED_OVER: u64 = 4096;
 /// Unacknowledged messages of the stream.
 const PREFETCH: u16 = 64;
 /// Between two beats.
 const BEAT: Duration = Duration::from_secs(1);
 /// How long a stream that has just been made may take to have a leader.
 const LEADER: Duration = Duration::from_secs(2);
+/// An own beat that has not come back for so long: what others wrote meanwhile may be missing.
+const BEHIND: Duration = Duration::from_secs(10);
+/// A stream that gives nothing for so long is looked at.
+const SILENT: Duration = Duration::from_secs(4);
 /// Pause after a failure.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
 
@@ -81,6 +87,8 @@ pub struct Shipping {
     under_way: AtomicU64,
     /// When an own beat was read back last.
     echo: Mutex<Option<Instant>>,
+    /// What had left the stream before it was read here.
+    lost: Mutex<Option<String>>,
     /// Why it is not read, or does not get there, now.
     reading: Mutex<Option<String>>,
     sending: Mutex<Option<String>>,
@@ -97,6 +105,10 @@ pub struct Lag {
     pub confirmed_ms: Option<u64>,
     /// Since a beat of this node's own (one a second) came back through the stream: as long is what it knows of others behind.
     pub read_ms: Option<u64>,
+    /// What others wrote before this node was there, or while it was away, is still being read: searches may miss transactions.
+    pub catching_up: bool,
+    /// What had left the stream before this node read it, if anything had: searches miss transactions.
+    pub incomplete: Option<String>,
     /// Why nothing gets there.
     pub sending_error: Option<String>,
     /// Why nothing is read.
@@ -161,6 +173,7 @@ impl Shipping {
             on_word: Mutex::new(None),
             under_way: AtomicU64::new(0),
             echo: Mutex::new(None),
+            lost: Mutex::new(None),
             reading: Mutex::new(None),
             sending: Mutex::new(None),
         })
@@ -197,9 +210,16 @@ impl Shipping {
             unapplied: self.under_way.load(Acquire),
             confirmed_ms: ago(&self.heard),
             read_ms: ago(&self.echo),
+            catching_up: self.is_catching_up(),
+            incomplete: text(&self.lost),
             sending_error: text(&self.sending),
             reading_error: text(&self.reading),
         }
+    }
+
+    /// Is there more in the stream than this node has read, as far as is known?
+    pub fn is_catching_up(&self) -> bool {
+        self.echo.lock().unwrap_or_else(|e| e.into_inner()).is_none_or(|at| at.elapsed() > BEHIND)
     }
 
     /// Changes whenever something of another node has been applied.
@@ -346,6 +366,7 @@ impl Shipping {
     // --- in ---
 
     async fn read(self: Arc<Self>) {
+        let mut made_anew = false;
         loop {
             let session = self.link.session().await;
             if let Err(error) = self.queues.ensure(&session, &self.stream).await {
@@ -356,11 +377,14 @@ impl Shipping {
             }
             self.has_a_leader().await;
             let positions = self.replica.positions();
-            let start = positions.offset.map_or(StreamStart::First, StreamStart::Offset);
+            let offset = positions.offset.filter(|_| !made_anew);
+            let start = offset.map_or(StreamStart::First, StreamStart::Offset);
             let ended = match Consumer::open_stream(&session, &self.stream, PREFETCH, start).await {
-                Ok(consumer) => self.read_from(consumer, positions.taken, positions.offset.is_none()).await,
+                Ok(consumer) => self.read_from(consumer, positions.taken, offset, &mut made_anew).await,
                 Err(error) => error.to_string(),
             };
+            // It may have been deleted: then it is made again, on this session too.
+            self.queues.forget(&self.stream);
             events::ReadingEnded { error: &ended, new: is_new(&self.reading, &ended) }.emit();
             tokio::time::sleep(AFTER_FAILURE).await;
         }
@@ -371,17 +395,27 @@ impl Shipping {
     async fn has_a_leader(&self) {
         if self.heard.lock().unwrap_or_else(|e| e.into_inner()).is_none() {
             // Not confirmed in time, or not at all: reading tells what is wrong.
-            let _ = tokio::time::timeout(LEADER, self.tell(&self.next_beat(false).1)).await;
+            let _ = tokio::time::timeout(LEADER, self.tell_beat(self.next_number(), false)).await;
         }
     }
 
-    /// Reads until something fails; tells what.
-    async fn read_from(&self, mut consumer: Consumer, mut taken: HashMap<Origin, Seq>, from_first: bool) -> String {
+    /// Reads until something fails; tells what. `offset`: where it was asked to begin; none: with the first. `made_anew`: the stream is not
+    /// the one whose offsets this node knows, so it is to be read from its first; until something of it is taken in.
+    async fn read_from(
+        &self,
+        mut consumer: Consumer,
+        mut taken: HashMap<Origin, Seq>,
+        offset: Option<u64>,
+        made_anew: &mut bool,
+    ) -> String {
         let mut steps = Reading::new();
         self.under_way.store(0, Release);
         // The stream's beginning has been removed by its retention: batches refer to others that nobody has any more.
         let mut truncated = false;
         let mut first = true;
+        let mut passed_over = 0;
+        let silent = tokio::time::sleep(SILENT);
+        tokio::pin!(silent);
         loop {
             tokio::select! {
                 biased;
@@ -389,6 +423,7 @@ impl Shipping {
                     Ok(step) => {
                         match step {
                             Step::Applied(records) => {
+                                *made_anew = false;
                                 self.under_way.fetch_sub(records, AcqRel);
                                 self.applied.send_modify(|n| *n += 1);
                             }
@@ -405,13 +440,33 @@ impl Shipping {
                     // The disk is full, or the store fails: what could not be applied is read again.
                     Err(error) => return format!("what other nodes wrote cannot be stored: {error}"),
                 },
+                () = &mut silent, if first && offset.is_some() => {
+                    // There is a beat each second. A broker that is asked for what is yet to come says nothing, or gives what comes next.
+                    if let (Some(asked), Some(newest)) = (offset, self.newest(consumer.acks().session()).await)
+                        && newest < asked
+                    {
+                        *made_anew = true;
+                        return anew(asked, newest);
+                    }
+                    silent.as_mut().reset(tokio::time::Instant::now() + SILENT);
+                }
                 delivery = consumer.next(), if steps.len() < IN => match delivery {
                     Ok(delivery) => {
                         if std::mem::take(&mut first) {
                             over(&self.reading);
-                            truncated = from_first && delivery.offset.unwrap_or(0) > 0;
+                            let begins = delivery.offset.unwrap_or(0);
+                            if let Some(asked) = offset.filter(|asked| begins < *asked) {
+                                *made_anew = true;
+                                return anew(asked, begins);
+                            }
+                            truncated = offset.is_none() && begins > 0;
+                            if truncated && !*made_anew && taken.is_empty() {
+                                let text = format!("{begins} messages had left the ledger stream before this node joined the domain");
+                                events::StreamTruncated { messages: begins }.emit();
+                                *self.lost.lock().unwrap_or_else(|e| e.into_inner()) = Some(text);
+                            }
                         }
-                        match self.begin(&delivery, &mut taken, truncated) {
+                        match self.begin(&delivery, &mut taken, truncated, &mut passed_over) {
                             Ok(step) => steps.push_back(step.map(move |r| (delivery.tag, r)).boxed()),
                             Err(error) => return error,
                         }
@@ -422,12 +477,28 @@ impl Shipping {
         }
     }
 
+    /// The offset of what comes into the stream next; `None`: nothing did in time.
+    async fn newest(&self, session: &Session) -> Option<u64> {
+        let mut probe = Consumer::open_stream(session, &self.stream, 1, StreamStart::Next).await.ok()?;
+        let delivery = tokio::time::timeout(SILENT, probe.next()).await;
+        probe.close().await;
+        delivery.ok()?.ok()?.offset
+    }
+
+    /// It has been read up to here. Stored with the next record, or in a moment; a failure is told with the next record.
+    fn note_offset(&self, delivery: &Delivery) {
+        if let Some(offset) = delivery.offset {
+            drop(self.replica.apply(self.replica.origin(), Vec::new(), offset));
+        }
+    }
+
     /// Begins what one message of the stream asks for.
     fn begin(
         &self,
         delivery: &Delivery,
         taken: &mut HashMap<Origin, Seq>,
         truncated: bool,
+        passed_over: &mut u64,
     ) -> Result<BoxFuture<'static, Result<Step, LogError>>, String> {
         let nothing = || future::ready(Ok(Step::Nothing)).boxed();
         let told: Told<News> = match wire::decode(&delivery.payload) {
@@ -440,6 +511,12 @@ impl Shipping {
             }
         };
         let own = told.origin == self.replica.origin();
+        *passed_over += 1;
+        // Else a node that hears only itself, or nothing but beats, would read all of it again at its next start.
+        if *passed_over >= PASSED_OVER && !matches!(told.what, News::Ship { .. }) {
+            *passed_over = 0;
+            self.note_offset(delivery);
+        }
         match told.what {
             News::Beat { number, run, .. } if own && run == self.run => {
                 self.admission.act(|epochs| epochs.echo(number, Instant::now()));
@@ -478,8 +555,13 @@ impl Shipping {
                 }
                 Ok(nothing())
             }
-            News::Ship { .. } if own => Ok(nothing()),
+            News::Ship { .. } if own => {
+                *passed_over = 0;
+                self.note_offset(delivery);
+                Ok(nothing())
+            }
             News::Ship { prev, confirmed, records } => {
+                *passed_over = 0;
                 let known = taken.get(&told.origin).copied();
                 let Some(records) = missing(known, truncated, prev, confirmed, records) else { return Ok(nothing()) };
                 if let Some(last) = records.last() {
@@ -492,6 +574,12 @@ impl Shipping {
             }
         }
     }
+}
+
+/// The stream is not the one whose offsets this node knows.
+fn anew(asked: u64, begins: u64) -> String {
+    events::StreamMadeAnew { asked, begins }.emit();
+    format!("the ledger stream was made anew (it is at {begins}, and was at {asked}): it is read from its first message")
 }
 
 /// The records of a batch that are to be taken in; `None`: it has been taken before, or one before it is missing and both come again.

@@ -267,6 +267,12 @@ impl Rabbit {
         first.map(|text| format!("the broker takes no messages: {text}"))
     }
 
+    /// Why searches may miss what other nodes wrote.
+    pub fn incomplete(&self) -> Option<&'static str> {
+        let catching_up = "this node still reads what the other nodes wrote: see catching_up in /cluster";
+        self.shared.shipping.is_catching_up().then_some(catching_up)
+    }
+
     /// What an operator should look at.
     pub fn problems(&self) -> Vec<String> {
         let state = self.link.state();
@@ -277,6 +283,12 @@ impl Rabbit {
             problems.push(format!("{more} more queues cannot be used; see `hie status`"));
         }
         problems.extend(self.layout_problem());
+        let ledger = self.shared.shipping.lag();
+        if ledger.catching_up {
+            let far = ledger.read_ms.map_or(String::new(), |ms| format!(", which it last had read {} s ago", ms / 1000));
+            problems.push(format!("this node still reads what the others wrote{far}: searches may miss transactions"));
+        }
+        problems.extend(ledger.incomplete.map(|text| format!("{text}: searches miss transactions")));
         let spooled = self.accepting.spooled();
         if spooled > 0 {
             problems.push(format!(
