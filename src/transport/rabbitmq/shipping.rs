@@ -371,7 +371,7 @@ impl Shipping {
     async fn has_a_leader(&self) {
         if self.heard.lock().unwrap_or_else(|e| e.into_inner()).is_none() {
             // Not confirmed in time, or not at all: reading tells what is wrong.
-            let _ = tokio::time::timeout(LEADER, self.tell(&self.next_beat(false).1)).await;
+            let _ = tokio::time::timeout(LEADER, self.tell_beat(self.next_number(), false)).await;
         }
     }
 
