@@ -18,6 +18,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -121,14 +122,19 @@ fn same(a: &Node, b: &Node) -> usize {
     let differs = there.iter().filter(|(id, status)| here.get(*id) != Some(*status)).take(3).collect::<Vec<_>>();
     assert!(complete, "{} of {} known, differing {differs:?}\n{}", here.len(), there.len(), b.log_tail(30));
     assert!(there.values().all(|status| status == "Successful"), "all are finished");
-    for id in there.keys().step_by(there.len().div_ceil(50).max(1)) {
+    same_bodies(a, b, &there);
+    there.len()
+}
+
+/// Some fifty of them are compared.
+fn same_bodies(a: &Node, b: &Node, of: &BTreeMap<String, String>) {
+    for id in of.keys().step_by(of.len().div_ceil(50).max(1)) {
         for part in ["request", "lis"] {
             let (left, right) = (body(a, id, part), body(b, id, part));
             assert_eq!((left.status, &left.body), (right.status, &right.body), "{id} {part}");
             assert!(part != "request" || left.status == 200 && left.body.starts_with(b"MSH"), "{id}");
         }
     }
-    there.len()
 }
 
 fn staged(node: &Node) -> Vec<PathBuf> {
@@ -143,24 +149,35 @@ fn has(files: &[PathBuf], prefix: &str, suffix: &str) -> bool {
     files.iter().map(|f| name(f)).any(|n| n.starts_with(prefix) && n.ends_with(suffix))
 }
 
+/// Each has a broker and nodes of its own, which are enough for one machine.
+static ALONE: Mutex<()> = Mutex::new(());
+
 #[test]
 fn a_node_with_an_empty_disk_copies_a_peers_ledger_and_knows_everything() {
+    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
     let messages = env_number("HIE_JOIN_MESSAGES", 25_000);
     let (domain, receiver) = (Domain::start(), Receiver::willing());
     let mut a = domain.node("a", &receiver, "secret_file = \"SECRET\"");
     a.start();
     fill(&a, messages);
-    assert!(settled(&a, Duration::from_secs(60 + messages / 200)), "all delivered\n{}", a.log_tail(20));
+    assert!(settled(&a, Duration::from_secs(60 + messages / 100)), "all delivered\n{}", a.log_tail(20));
     let peer = format!("http://{}", a.admin);
+    let alone = reading_the_stream_alone(&domain, &receiver, &a, messages);
 
-    reading_the_stream_alone(&domain, &receiver, &a, &peer);
-
-    // From here on only the peer has what came before.
+    // From here on only those two have what came before.
     domain.forget_the_stream();
     fill(&a, 100);
-    assert!(settled(&a, 60 * SECOND), "{}", a.log_tail(20));
     let told = wait_until(30 * SECOND, || a.log().contains("the ledger stream was deleted and made anew"));
     assert!(told, "{}", a.log_tail(30));
+    assert!(settled(&a, 60 * SECOND), "{}", a.log_tail(20));
+    // Who has read the old one goes on with the new one, and has all of it once.
+    let mut found = 0;
+    let all = wait_until(60 * SECOND, || {
+        found = known(&alone).len() as u64;
+        found == messages + 100
+    });
+    assert!(all, "{found} of {}\n{}", messages + 100, alone.log_tail(20));
+    drop(alone);
 
     let mut b = domain.node("b", &receiver, &format!("secret_file = \"SECRET\"\nurls = [\"{peer}\"]"));
     let begun = Instant::now();
@@ -169,66 +186,92 @@ fn a_node_with_an_empty_disk_copies_a_peers_ledger_and_knows_everything() {
     println!("a joiner: ready {ready:.1?} after its start: {joined}");
     assert_eq!(text(&joined["from"]), peer, "{joined}\n{}", b.log_tail(30));
     assert!(joined["logs"].as_u64() > Some(2), "several segments: {joined}");
-    assert!(wait_until(60 * SECOND, || b.get("/transactions?filterLimit=1").header("x-hie-incomplete").is_none()), "caught up");
+    caught_up_within(&b, 60 * SECOND);
     println!("a joiner: has caught up with the stream {:.1?} after its start", begun.elapsed());
     let looking = Instant::now();
-    let found = known(&b).len() as u64;
+    let here = known(&b);
     println!(
-        "a joiner: tells of {found} transactions {:.1?} after its start, of which the look through them took {:.1?}",
+        "a joiner: tells of {} transactions {:.1?} after its start, of which the look through them took {:.1?}",
+        here.len(),
         begun.elapsed(),
         looking.elapsed()
     );
-    assert_eq!(found, messages + 100, "as soon as it says that it is complete");
-    assert_eq!(same(&a, &b) as u64, messages + 100);
+    let there = known(&a);
+    assert!(here == there, "{} of {} as soon as it says that it is complete", here.len(), there.len());
+    assert_eq!(there.len() as u64, messages + 100);
+    same_bodies(&a, &b, &there);
     for name in ["ledger.joining", "ledger.untouched"] {
         assert!(!b.store.join(name).exists(), "{name} is cleared away");
     }
+}
 
-    // It takes part: what either accepts is known to both, also after a restart.
+#[test]
+fn who_joined_takes_part_and_who_is_killed_or_refused_begins_again_or_says_why() {
+    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+    let (domain, receiver) = (Domain::start(), Receiver::willing());
+    let mut a = domain.node("a", &receiver, "secret_file = \"SECRET\"");
+    a.start();
+    fill(&a, 3_000);
+    assert!(settled(&a, 120 * SECOND), "all delivered\n{}", a.log_tail(20));
+    let peer = format!("http://{}", a.admin);
+    nobody_gets_anything_without_the_secret(&a);
+    let mut b = domain.node("b", &receiver, &format!("secret_file = \"SECRET\"\nurls = [\"{peer}\"]"));
+    b.start();
+    caught_up_within(&b, 60 * SECOND);
+
+    // What either accepts is known to both, also after a restart.
     fill(&b, 300);
     fill(&a, 300);
     assert!(settled(&a, 60 * SECOND) && settled(&b, 60 * SECOND), "{}", b.log_tail(20));
-    assert_eq!(same(&a, &b) as u64, messages + 700);
+    assert_eq!(same(&a, &b), 3_600);
     b.stop(30 * SECOND);
     b.start();
     assert_eq!(b.get("/cluster").json()["joined"], Value::Null, "nothing is copied twice");
-    assert_eq!(same(&a, &b) as u64, messages + 700);
+    caught_up_within(&b, 60 * SECOND);
+    assert_eq!(same(&a, &b), 3_600);
     assert!(!b.log().contains("records of another node are gone") && !a.log().contains("records of another node are gone"));
     // Who joined hands on to the next.
     let mut c = domain.node("c", &receiver, &format!("secret_file = \"SECRET\"\nurls = [\"http://{}\"]", b.admin));
     c.start();
-    assert_eq!(same(&a, &c) as u64, messages + 700);
+    assert_eq!(same(&a, &c), 3_600);
     drop(c);
 
     killed_in_the_middle(&domain, &receiver, &mut a);
     refused(&domain, &receiver, &a, &peer);
 }
 
-/// Without a secret: all is read from the stream.
-fn reading_the_stream_alone(domain: &Domain, receiver: &Receiver, a: &Node, peer: &str) {
+/// It says that searches are complete.
+fn caught_up_within(node: &Node, limit: Duration) {
+    let done = wait_until(limit, || node.get("/transactions?filterLimit=1").header("x-hie-incomplete").is_none());
+    assert!(done, "{}\n{}", node.get("/cluster").json()["transport"]["ledger"], node.log_tail(30));
+}
+
+/// Without a secret: all is read from the stream. Gives the node.
+fn reading_the_stream_alone(domain: &Domain, receiver: &Receiver, a: &Node, messages: u64) -> Node {
     let mut alone = domain.node("alone", receiver, "");
+    // Its first answer is asked for as early as can be.
     alone.start();
     let begun = Instant::now();
-    let said = alone.get("/transactions?filterLimit=1");
-    assert!(
-        said.header("x-hie-incomplete").is_some_and(|why| why.contains("still reads")),
-        "searches say that they are incomplete"
-    );
+    let said = alone.get("/transactions?filterLimit=1").header("x-hie-incomplete").map(str::to_owned);
     let problems = alone.get("/status").json()["problems"].to_string();
-    assert!(problems.contains("still reads what the others wrote"), "{problems}");
-    let limit = Duration::from_secs(60 + known(a).len() as u64 / 500);
-    assert!(wait_until(limit, || alone.get("/transactions?filterLimit=1").header("x-hie-incomplete").is_none()), "caught up");
+    caught_up_within(&alone, Duration::from_secs(60 + messages / 100));
     println!("from the stream alone: caught up in {:.1?}", begun.elapsed());
-    same(a, &alone);
+    assert!(said.is_some_and(|why| why.contains("still reads")), "searches say that they are incomplete");
+    assert!(problems.contains("still reads what the others wrote"), "{problems}");
+    assert_eq!(known(&alone).len(), known(a).len());
     assert!(alone.log().contains("peers.secret_file is not set"), "{}", alone.log_tail(20));
     let closed = once(alone.admin, "GET", "/peer/ledger", &[], b"").expect("an answer");
     assert_eq!(closed.status, 404, "hands out nothing: {}", closed.text());
-    // Nobody gets anything without the secret, the management token included.
-    for (header, status) in [("", 401), (&*format!("Bearer {}", a.token()), 401), ("HIE-Domain 0 0", 401)] {
+    alone
+}
+
+/// The management token included.
+fn nobody_gets_anything_without_the_secret(a: &Node) {
+    for header in ["", &*format!("Bearer {}", a.token()), "HIE-Domain 0 0"] {
         let headers: &[(&str, &str)] = if header.is_empty() { &[] } else { &[("authorization", header)] };
-        for path in ["/peer/ledger", "/peer/ledger/log-00000000000000000001.db"] {
+        for path in ["/peer/ledger", "/peer/ledger?roll=true", "/peer/ledger/log-00000000000000000001.db"] {
             let answer = once(a.admin, "GET", path, headers, b"").expect("an answer");
-            assert_eq!(answer.status, status, "{peer}{path} {header}: {}", answer.text());
+            assert_eq!(answer.status, 401, "{path} {header}: {}", answer.text());
         }
     }
 }

@@ -17,6 +17,7 @@ mod inbox;
 pub mod link;
 mod members;
 mod place;
+mod position;
 pub mod publisher;
 mod publishing;
 pub mod rabbit;

@@ -4,10 +4,11 @@
 //! either, so it comes again. The stream replicates but does not fsync; every record is on its own node's disk before it is shipped.
 
 use super::{
-    Consumer, Delivery, Link, Publisher, PublisherLimits, Session, StreamStart,
+    Consumer, Delivery, Link, Publisher, PublisherLimits, StreamStart,
     admission::Admission,
     declared::Declared,
     members::Members,
+    position::{self, Position, SILENT},
     wire::{self, News, Told, WireError},
 };
 use crate::engine::{
@@ -36,20 +37,20 @@ use tokio::sync::watch;
 const BATCH: usize = 256 << 10;
 /// Batches on their way to the stream.
 const OUT: usize = 16;
-/// Batches being applied.
-const IN: usize = 16;
-/// So many messages of the stream that change nothing here are passed over before that is noted.
-const PASSED_OVER: u64 = 4096;
+/// Batches being applied: what was shipped live comes in small ones, many of which make one commit …
+const IN: usize = 128;
+/// … and bytes of them, about; more fill no larger commit.
+const IN_BYTES: usize = 8 << 20;
 /// Unacknowledged messages of the stream.
-const PREFETCH: u16 = 64;
+const PREFETCH: u16 = 128;
+/// So many are acknowledged together while more are ready.
+const ACKED: usize = PREFETCH as usize / 4;
 /// Between two beats.
 const BEAT: Duration = Duration::from_secs(1);
 /// How long a stream that has just been made may take to have a leader.
 const LEADER: Duration = Duration::from_secs(2);
 /// An own beat that has not come back for so long: what others wrote meanwhile may be missing.
 const BEHIND: Duration = Duration::from_secs(10);
-/// A stream that gives nothing for so long is looked at.
-const SILENT: Duration = Duration::from_secs(4);
 /// Pause after a failure.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
 
@@ -138,7 +139,14 @@ enum Step {
 
 /// Batches on their way: the last record of each, and up to where the log has been looked at.
 type Sending<'a> = FuturesOrdered<BoxFuture<'a, Result<(Option<Seq>, Seq), String>>>;
-type Reading = FuturesOrdered<BoxFuture<'static, (u64, Result<Step, LogError>)>>;
+type Reading = FuturesOrdered<BoxFuture<'static, (Read, Result<Step, LogError>)>>;
+
+/// A message of the stream that is being dealt with.
+#[derive(Clone, Copy)]
+struct Read {
+    tag: u64,
+    bytes: usize,
+}
 
 impl Shipping {
     /// For a node of this name. Nothing runs before [`Shipping::start`].
@@ -219,7 +227,8 @@ impl Shipping {
 
     /// Is there more in the stream than this node has read, as far as is known?
     pub fn is_catching_up(&self) -> bool {
-        self.echo.lock().unwrap_or_else(|e| e.into_inner()).is_none_or(|at| at.elapsed() > BEHIND)
+        let behind = self.echo.lock().unwrap_or_else(|e| e.into_inner()).is_none_or(|at| at.elapsed() > BEHIND);
+        behind || self.reading.lock().unwrap_or_else(|e| e.into_inner()).is_some()
     }
 
     /// Changes whenever something of another node has been applied.
@@ -413,51 +422,54 @@ impl Shipping {
         // The stream's beginning has been removed by its retention: batches refer to others that nobody has any more.
         let mut truncated = false;
         let mut first = true;
-        let mut passed_over = 0;
+        let mut position = Position::default();
+        let mut under_way = 0;
         let silent = tokio::time::sleep(SILENT);
         tokio::pin!(silent);
         loop {
             tokio::select! {
                 biased;
-                Some((tag, step)) = steps.next(), if !steps.is_empty() => match step {
-                    Ok(step) => {
+                Some(done) = steps.next(), if !steps.is_empty() => {
+                    let (mut done, mut together) = (done, 0);
+                    loop {
+                        let (read, step) = done;
+                        under_way -= read.bytes;
                         match step {
-                            Step::Applied(records) => {
-                                *made_anew = false;
-                                self.under_way.fetch_sub(records, AcqRel);
-                                self.applied.send_modify(|n| *n += 1);
-                            }
-                            Step::Beat(number) => {
-                                *self.echo.lock().unwrap_or_else(|e| e.into_inner()) = Some(Instant::now());
-                                self.read_back.send_if_modified(|seen| { let rises = number > *seen; *seen = number.max(*seen); rises });
-                            }
-                            Step::Nothing => {}
+                            Ok(step) => self.done(step, made_anew),
+                            // The disk is full, or the store fails: what could not be applied is read again.
+                            Err(error) => return format!("what other nodes wrote cannot be stored: {error}"),
                         }
-                        if let Err(ended) = consumer.acks().ack(tag, false).await {
-                            return ended.to_string();
+                        together += 1;
+                        match steps.next().now_or_never().flatten() {
+                            Some(next) if together < ACKED => done = next,
+                            next => {
+                                if let Err(ended) = consumer.acks().ack(read.tag, true).await {
+                                    return ended.to_string();
+                                }
+                                let Some(next) = next else { break };
+                                (done, together) = (next, 0);
+                            }
                         }
                     }
-                    // The disk is full, or the store fails: what could not be applied is read again.
-                    Err(error) => return format!("what other nodes wrote cannot be stored: {error}"),
                 },
                 () = &mut silent, if first && offset.is_some() => {
                     // There is a beat each second. A broker that is asked for what is yet to come says nothing, or gives what comes next.
-                    if let (Some(asked), Some(newest)) = (offset, self.newest(consumer.acks().session()).await)
+                    if let (Some(asked), Some(newest)) = (offset, position::newest(consumer.acks().session(), &self.stream).await)
                         && newest < asked
                     {
                         *made_anew = true;
-                        return anew(asked, newest);
+                        return position::anew(asked, newest);
                     }
                     silent.as_mut().reset(tokio::time::Instant::now() + SILENT);
                 }
-                delivery = consumer.next(), if steps.len() < IN => match delivery {
+                delivery = consumer.next(), if steps.len() < IN && under_way < IN_BYTES => match delivery {
                     Ok(delivery) => {
                         if std::mem::take(&mut first) {
                             over(&self.reading);
                             let begins = delivery.offset.unwrap_or(0);
                             if let Some(asked) = offset.filter(|asked| begins < *asked) {
                                 *made_anew = true;
-                                return anew(asked, begins);
+                                return position::anew(asked, begins);
                             }
                             truncated = offset.is_none() && begins > 0;
                             if truncated && !*made_anew && taken.is_empty() {
@@ -466,8 +478,12 @@ impl Shipping {
                                 *self.lost.lock().unwrap_or_else(|e| e.into_inner()) = Some(text);
                             }
                         }
-                        match self.begin(&delivery, &mut taken, truncated, &mut passed_over) {
-                            Ok(step) => steps.push_back(step.map(move |r| (delivery.tag, r)).boxed()),
+                        match self.begin(&delivery, &mut taken, truncated, &mut position) {
+                            Ok(step) => {
+                                let read = Read { tag: delivery.tag, bytes: delivery.payload.len() };
+                                under_way += read.bytes;
+                                steps.push_back(step.map(move |r| (read, r)).boxed());
+                            }
                             Err(error) => return error,
                         }
                     }
@@ -477,18 +493,23 @@ impl Shipping {
         }
     }
 
-    /// The offset of what comes into the stream next; `None`: nothing did in time.
-    async fn newest(&self, session: &Session) -> Option<u64> {
-        let mut probe = Consumer::open_stream(session, &self.stream, 1, StreamStart::Next).await.ok()?;
-        let delivery = tokio::time::timeout(SILENT, probe.next()).await;
-        probe.close().await;
-        delivery.ok()?.ok()?.offset
-    }
-
-    /// It has been read up to here. Stored with the next record, or in a moment; a failure is told with the next record.
-    fn note_offset(&self, delivery: &Delivery) {
-        if let Some(offset) = delivery.offset {
-            drop(self.replica.apply(self.replica.origin(), Vec::new(), offset));
+    /// One step is through, and all before it.
+    fn done(&self, step: Step, made_anew: &mut bool) {
+        match step {
+            Step::Applied(records) => {
+                *made_anew = false;
+                self.under_way.fetch_sub(records, AcqRel);
+                self.applied.send_modify(|n| *n += 1);
+            }
+            Step::Beat(number) => {
+                *self.echo.lock().unwrap_or_else(|e| e.into_inner()) = Some(Instant::now());
+                self.read_back.send_if_modified(|seen| {
+                    let rises = number > *seen;
+                    *seen = number.max(*seen);
+                    rises
+                });
+            }
+            Step::Nothing => {}
         }
     }
 
@@ -498,7 +519,7 @@ impl Shipping {
         delivery: &Delivery,
         taken: &mut HashMap<Origin, Seq>,
         truncated: bool,
-        passed_over: &mut u64,
+        position: &mut Position,
     ) -> Result<BoxFuture<'static, Result<Step, LogError>>, String> {
         let nothing = || future::ready(Ok(Step::Nothing)).boxed();
         let told: Told<News> = match wire::decode(&delivery.payload) {
@@ -511,11 +532,12 @@ impl Shipping {
             }
         };
         let own = told.origin == self.replica.origin();
-        *passed_over += 1;
-        // Else a node that hears only itself, or nothing but beats, would read all of it again at its next start.
-        if *passed_over >= PASSED_OVER && !matches!(told.what, News::Ship { .. }) {
-            *passed_over = 0;
-            self.note_offset(delivery);
+        let (ship, own_beat) = (matches!(told.what, News::Ship { .. }), own && matches!(told.what, News::Beat { .. }));
+        if position.is_to_be_noted(ship, own, own_beat)
+            && let Some(offset) = delivery.offset
+        {
+            // Stored with the next record, or in a moment; a failure is told with the next record.
+            drop(self.replica.apply(self.replica.origin(), Vec::new(), offset));
         }
         match told.what {
             News::Beat { number, run, .. } if own && run == self.run => {
@@ -555,13 +577,8 @@ impl Shipping {
                 }
                 Ok(nothing())
             }
-            News::Ship { .. } if own => {
-                *passed_over = 0;
-                self.note_offset(delivery);
-                Ok(nothing())
-            }
+            News::Ship { .. } if own => Ok(nothing()),
             News::Ship { prev, confirmed, records } => {
-                *passed_over = 0;
                 let known = taken.get(&told.origin).copied();
                 let Some(records) = missing(known, truncated, prev, confirmed, records) else { return Ok(nothing()) };
                 if let Some(last) = records.last() {
@@ -574,12 +591,6 @@ impl Shipping {
             }
         }
     }
-}
-
-/// The stream is not the one whose offsets this node knows.
-fn anew(asked: u64, begins: u64) -> String {
-    events::StreamMadeAnew { asked, begins }.emit();
-    format!("the ledger stream was made anew (it is at {begins}, and was at {asked}): it is read from its first message")
 }
 
 /// The records of a batch that are to be taken in; `None`: it has been taken before, or one before it is missing and both come again.
