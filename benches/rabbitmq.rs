@@ -206,7 +206,7 @@ fn publish(broker: &Rabbitmq, connections: usize, round: u64) -> Figures {
         };
         let link = Link::start(settings, &tokio::runtime::Handle::current());
         let session = link.session().await;
-        let queue = |p: usize| topology::inbox(&format!("bare{connections}r{round}"), "bench.adt", p as u16);
+        let queue = |p: usize| topology::inbox(&format!("bare{connections}r{round}"), "bench.adt", p as u16, 0);
         let specs: Vec<QueueSpec> =
             (0..PARTITIONS).map(|p| QueueSpec { name: queue(p), kind: QueueKind::Quorum { max_length: 100_000_000 } }).collect();
         for answer in topology::declare(&session, &specs).await {
