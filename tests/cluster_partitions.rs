@@ -145,7 +145,7 @@ fn the_number_of_partitions_changes_under_load() {
     let (code, said) = partitions(&nodes[0], &["7"]);
     assert_eq!(code, 0, "{said}");
     refused(&nodes[1], &["3"], 1, &["under way", "from 4 to 7"]);
-    settled(&nodes, 1, 7, 90 * SECOND);
+    settled(&nodes, 1, 7, 150 * SECOND);
     only_queues_of(&cluster, 1, 3 * 7);
     let sent = stop(fleets);
     println!("longest wait for an acknowledgment: {:.1?}", sent.percentile(1.0));
@@ -173,7 +173,7 @@ fn the_number_of_partitions_changes_under_load() {
     );
     cluster.servers.spawn_all();
     cluster.servers.wait_formed(60 * SECOND);
-    settled(&nodes, 2, 3, 90 * SECOND);
+    settled(&nodes, 2, 3, 150 * SECOND);
     only_queues_of(&cluster, 2, 3 * 3);
     web.up();
     let mut sent = sent;
