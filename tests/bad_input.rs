@@ -450,7 +450,7 @@ fn a_wrong_configuration_is_told_with_file_line_and_nearest_key() {
 }
 
 /// Every table of `hie.toml`, by its header. A section that is not here is found by [`keys_of`]'s caller.
-const TABLES: [&str; 16] = [
+const TABLES: [&str; 17] = [
     "[node]",
     "[http]",
     "[http.tls]",
@@ -467,6 +467,7 @@ const TABLES: [&str; 16] = [
     "[limits]",
     "[transport]",
     "[discovery]",
+    "[peers]",
 ];
 /// Tables of a channel file: what stands before the key, and behind it; and its keys of which there is no other list.
 const CHANNEL: &str = "[[channel]]\nname = \"a.b\"\nwhen = 'true'\n";

@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn fields_of_a_later_release_are_skipped() {
-        let told = rmp_serde::to_vec_named(&serde_json::json!({"o": 5, "n": "x", "z": [1], "w": {"b": {"i": 1, "y": true}}}));
+        let told = rmp_serde::to_vec_named(&serde_json::json!({"o": 5, "n": "x", "z": [1], "w": {"b": {"i": 1, "later": true}}}));
         let bytes = [&[VERSION], told.unwrap().as_slice()].concat();
         assert!(matches!(
             decode::<Told<News>>(&bytes).unwrap().what,
