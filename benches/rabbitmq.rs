@@ -6,6 +6,9 @@
 //! - *accepted*: everything runs but the delivery, which is paused
 //! - *end to end*: delivered to a bare sink; counted as accepted less what the backlog grew by
 //!
+//! Then the same load over one, two and three nodes of a domain: the nodes' processor time per message does not rise with their number, apart from
+//! what each of them spends on keeping the whole ledger (each applies what the others wrote), which is why it is printed.
+//!
 //! `cargo bench --bench rabbitmq`; `HIE_BENCH_SECONDS`, `HIE_BENCH_ROUNDS`. The broker is one, of Debian 12.
 
 mod common;
@@ -79,14 +82,71 @@ fn main() {
         notes.iter().for_each(|note| println!("{note}"));
     }
     table(&["senders", "what", "messages/s", "p50 ms", "p99 ms", "failed", "of the bare publisher's rate"], &rows);
+    curve(&broker, &password, receiver.1);
+}
+
+/// The same number of senders, spread over one, two and three nodes.
+fn curve(broker: &Rabbitmq, password: &std::path::Path, receiver: SocketAddr) {
+    const SENDERS: usize = 96;
+    let mut rows = Vec::new();
+    for count in 1..=3usize {
+        let (mut series, mut cpu, mut delivered) = (Series::default(), Vec::new(), Vec::new());
+        for round in 0..rounds() {
+            let domain = format!("c{count}r{round}");
+            let nodes: Vec<Node> =
+                (0..count).map(|n| start_named(broker, password, receiver, &domain, false, &format!("n{n}"))).collect();
+            let to: Vec<SocketAddr> = nodes.iter().map(|node| node.mllp).collect();
+            let spread = move |number: usize| Sender::connect(to[number % to.len()], number);
+            load(SENDERS, Duration::from_secs(3), spread.clone());
+            let done = |nodes: &[Node]| nodes.iter().map(|n| n.metric("hie_deliveries_total").unwrap_or(0.0)).sum::<f64>();
+            let (used, before) = (ticks(&nodes), done(&nodes));
+            let figures = load(SENDERS, phase(), spread);
+            delivered.push((done(&nodes) - before) / figures.elapsed.as_secs_f64());
+            cpu.push((ticks(&nodes) - used) * 1000.0 / figures.count.max(1) as f64);
+            series.add(figures);
+        }
+        rows.push(vec![
+            count.to_string(),
+            format!("{:.0}", series.rate()),
+            format!("{:.0}", common::median(delivered)),
+            format!("{:.2}", series.ms(0.5)),
+            format!("{:.2}", series.ms(0.99)),
+            format!("{:.3}", common::median(cpu)),
+        ]);
+    }
+    table(&["nodes", "accepted/s", "delivered/s", "p50 ms", "p99 ms", "nodes' processor ms per message"], &rows);
+}
+
+/// Processor time of all nodes so far, in seconds.
+fn ticks(nodes: &[Node]) -> f64 {
+    let of = |node: &Node| {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", node.pid())).expect("the node runs");
+        // After the name in brackets: user time is the 12th field, system time the 13th, in hundredths of a second.
+        let fields: Vec<&str> = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
+        fields[11..13].iter().map(|field| field.parse::<f64>().expect("a number")).sum::<f64>() / 100.0
+    };
+    nodes.iter().map(of).sum()
 }
 
 /// A node of a domain of its own, so that no run finds another's queues.
 fn start(broker: &Rabbitmq, password: &std::path::Path, receiver: SocketAddr, domain: &str, paused: bool) -> Node {
+    start_named(broker, password, receiver, domain, paused, "witness")
+}
+
+/// One of several nodes of a domain.
+fn start_named(
+    broker: &Rabbitmq,
+    password: &std::path::Path,
+    receiver: SocketAddr,
+    domain: &str,
+    paused: bool,
+    name: &str,
+) -> Node {
     let target = format!("mllp = [\"{receiver}\"]");
     let more = if paused { "paused = true" } else { "in_flight = 64" };
     let channel = "[[channel]]\nname = \"bench.adt\"\nwhen = 'true'\nmode = \"queue\"\norder = \"none\"\n".to_owned();
-    let node = Builder::new()
+    let builder = Builder { name: name.into(), ..Builder::default() };
+    let node = builder
         .node(&format!("cluster = \"auto\"\ndomain = \"{domain}\""))
         .section(&format!(
             "[transport]\nkind = \"rabbitmq\"\nurls = [\"amqp://127.0.0.1:{}\"]\npassword_file = {password:?}\npartitions = {PARTITIONS}\n\
@@ -107,7 +167,8 @@ fn send(to: SocketAddr, connections: usize, span: Duration) -> Figures {
 /// Accepted and not delivered.
 fn waiting(node: &Node) -> f64 {
     let text = node.metrics();
-    let of = |name: &str| metric(&text, name).unwrap_or_else(|| panic!("no {name} in /metrics"));
+    // A counter is told from its first event on.
+    let of = |name: &str| metric(&text, name).unwrap_or(0.0);
     of("hie_messages_accepted_total") - of("hie_deliveries_total")
 }
 
@@ -145,7 +206,7 @@ fn publish(broker: &Rabbitmq, connections: usize, round: u64) -> Figures {
         };
         let link = Link::start(settings, &tokio::runtime::Handle::current());
         let session = link.session().await;
-        let queue = |p: usize| topology::inbox(&format!("bare{connections}r{round}"), "bench.adt", p as u16);
+        let queue = |p: usize| topology::inbox(&format!("bare{connections}r{round}"), "bench.adt", p as u16, 0);
         let specs: Vec<QueueSpec> =
             (0..PARTITIONS).map(|p| QueueSpec { name: queue(p), kind: QueueKind::Quorum { max_length: 100_000_000 } }).collect();
         for answer in topology::declare(&session, &specs).await {

@@ -19,6 +19,11 @@ fn everything_but_health_needs_the_token() {
         let path = path.replace("{route}", "ehr").replace("{part}", "request");
         let open = path == "/heartbeat" || path.starts_with("/health/");
         let answer = call(node.admin, &method.to_uppercase(), &path, "", "");
+        if path.starts_with("/peer/") {
+            // Asks for the domain's secret instead; where there is none, nobody gets anything.
+            assert_eq!(answer.status, 404, "{method} {path}");
+            continue;
+        }
         assert_eq!(answer.status, if open { 200 } else { 401 }, "{method} {path}");
         if !open {
             let challenges: Vec<&str> =

@@ -337,7 +337,11 @@ fn the_checker_finds_what_is_forbidden() {
         ("engine/accept.rs", "use rusqlite::Connection;", "uses rusqlite, which belongs to ledger"),
         ("engine/accept.rs", "mod inner { use nix::unistd; }", "uses nix, which belongs to host"),
         ("engine/accept.rs", "fn f() { let _ = figment::Figment::new(); }", "uses figment, which belongs to config"),
-        ("gateway/inbound/http.rs", "use reqwest::Client;", "uses reqwest, which belongs to gateway/outbound, discovery, cli"),
+        (
+            "gateway/inbound/http.rs",
+            "use reqwest::Client;",
+            "uses reqwest, which belongs to gateway/outbound, discovery, peer, cli",
+        ),
         ("host/lock.rs", "use crate::config::Config;", "imports crate::config::Config"),
         ("telemetry/host.rs", "use crate::engine::accept;", "imports crate::engine::accept"),
         ("engine/accept.rs", "fn f() { tokio::select! { _ = crate::ledger::x() => {} } }", "imports crate::ledger::x"),

@@ -259,23 +259,22 @@ fn connections_beyond_the_limit_are_turned_away_and_told() {
         };
         let before = cut(&t.node);
         let mut open: Vec<TcpStream> = (0..40).filter_map(|_| TcpStream::connect(to).ok()).collect();
-        std::thread::sleep(Duration::from_millis(300));
+        // 24 are let in; some of the others may still wait in the accept queue.
+        let told = wait_until(Duration::from_secs(5), || cut(&t.node) - before >= 40 - 24);
+        let counted = cut(&t.node) - before;
         let mut turned_away = 0;
         for stream in &mut open {
-            stream.set_read_timeout(Some(Duration::from_millis(20))).expect("a timeout");
-            let mut byte = [0];
-            match stream.read(&mut byte) {
+            stream.set_nonblocking(true).expect("not waiting");
+            match stream.read(&mut [0]) {
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
                 _ => turned_away += 1,
             }
         }
-        // Some of the 40 may still wait in the accept queue instead: the node stops taking them or closes them.
         let held = t.node.descriptors();
-        println!("{to}: {turned_away} of 40 turned away, the node holds {held} descriptors");
-        // 24 are let in; with the management API's own there may be one or two fewer of the 40 that came through.
-        let counted = cut(&t.node) - before;
-        assert_eq!(counted, turned_away, "the metric counts those that were turned away");
-        assert!(turned_away >= 40 - 24, "{turned_away} of 40 turned away at a limit of 24");
+        println!("{to}: {counted} of 40 counted, {turned_away} closed, the node holds {held} descriptors");
+        assert!(told, "{counted} of 40 turned away at a limit of 24");
+        // A busy machine may have ended some of those that were let in as well, for saying nothing.
+        assert!(counted <= turned_away, "the metric counts those that were turned away: {counted}, not {turned_away}");
         drop(open);
         let again = wait_until(Duration::from_secs(5), || once(t.node.http, "GET", "/nothing", &[], b"").is_ok());
         assert!(again, "free again when the connections are gone\n{}", t.node.log_tail(20));
@@ -451,7 +450,7 @@ fn a_wrong_configuration_is_told_with_file_line_and_nearest_key() {
 }
 
 /// Every table of `hie.toml`, by its header. A section that is not here is found by [`keys_of`]'s caller.
-const TABLES: [&str; 16] = [
+const TABLES: [&str; 17] = [
     "[node]",
     "[http]",
     "[http.tls]",
@@ -468,6 +467,7 @@ const TABLES: [&str; 16] = [
     "[limits]",
     "[transport]",
     "[discovery]",
+    "[peers]",
 ];
 /// Tables of a channel file: what stands before the key, and behind it; and its keys of which there is no other list.
 const CHANNEL: &str = "[[channel]]\nname = \"a.b\"\nwhen = 'true'\n";

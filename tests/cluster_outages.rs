@@ -8,7 +8,7 @@ mod cluster_support;
 mod harness;
 
 use cluster_support::judge::told_everywhere;
-use cluster_support::{Cluster, Plan, Settings};
+use cluster_support::{Cluster, Memory, Plan, Settings};
 use harness::channels::{queue, route};
 use harness::ledger::{search, transactions_each};
 use harness::sender::{Fleet, Lookup};
@@ -21,6 +21,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 const SECOND: Duration = Duration::from_secs(1);
+/// Size of the messages that wait for the dead route.
+const WAITING: usize = 8000;
 
 /// Where each channel's messages go.
 struct Receivers {
@@ -253,10 +255,10 @@ fn a_dead_route(
 ) -> Vec<Sent> {
     let dead = Duration::from_secs(env_number("HIE_ROUTE_DEAD", 45));
     let bulk = env_number("HIE_JOIN_MESSAGES", 20_000);
-    let memory = || cluster.brokers.all.iter().map(|b| b.rss_kib() >> 10).sum::<u64>();
     receivers.dead.down();
-    let (begin, memory_before) = (Instant::now(), memory());
-    let two = Load { rate: Some(30.0), ..over_http(cluster, "two", "T", rng) }.start();
+    let (before, begin) = (memory_at_rest(cluster), Instant::now());
+    // Large enough that the backlog is more than what a broker's memory goes up and down by itself.
+    let two = Load { rate: Some(30.0), size: WAITING, ..over_http(cluster, "two", "T", rng) }.start();
     let many = Load { connections: 64, count: Some(bulk / 64), ..over_http(cluster, "bulk", "B", rng) };
     // Meanwhile the domain's ledger grows.
     let many = many.start().join(Duration::from_secs(60 + bulk / 50));
@@ -275,17 +277,15 @@ fn a_dead_route(
         faults.push("another channel: not everything acknowledged was delivered within 60 s".into());
     }
     println!("another channel: acknowledged {}, arrivals {}", many.acknowledged.len(), receivers.bulk.count());
-    println!(
-        "brokers' memory: {memory_before} MiB before, {} MiB with a backlog of {} KiB; timeouts of consumers: {}",
-        memory(),
-        two.acknowledged.len(), // a message has about 1 KiB
-        timeouts(cluster)
-    );
+    let backlog = (two.acknowledged.len() * WAITING) as u64;
+    faults.extend(grown(cluster, &before, backlog));
+    println!("timeouts of consumers: {}", timeouts(cluster));
     if receivers.dead.accepted() > 0 {
         faults.push("the dead one took something".into());
     }
     receivers.dead.up();
-    judged("the dead route", &two, &receivers.dead, Doubles::Forbidden, 60 * SECOND, faults);
+    let limit = 60 * SECOND + Duration::from_secs(two.acknowledged.len() as u64 / 50);
+    judged("the dead route", &two, &receivers.dead, Doubles::Forbidden, limit, faults);
     // What is delivered twice comes a moment later.
     std::thread::sleep(3 * SECOND);
     faults.extend(check(&two, &receivers.dead.arrivals(), Doubles::Forbidden).err().map(|f| format!("the dead route: {f}")));
@@ -296,6 +296,57 @@ fn a_dead_route(
         faults.push(format!("the load did not run\n{}", logs(nodes)));
     }
     vec![two, many]
+}
+
+/// What each broker has allocated and what the system has given it, in bytes.
+fn memory(cluster: &Cluster) -> Vec<(Memory, u64)> {
+    cluster.brokers.all.iter().map(|b| (b.memory(), b.rss_kib() << 10)).collect()
+}
+
+/// The same when what went before has come to rest: measured too high, it would make the backlog look smaller than it is.
+fn memory_at_rest(cluster: &Cluster) -> Vec<(Memory, u64)> {
+    let mut last = memory(cluster);
+    for _ in 0..10 {
+        std::thread::sleep(SECOND);
+        let now = memory(cluster);
+        let falls = last.iter().zip(&now).any(|(last, now)| last.0.total > now.0.total + (1 << 20));
+        last = now;
+        if !falls {
+            break;
+        }
+    }
+    last
+}
+
+/// Prints what a backlog costs the brokers; `Some` when one has allocated more for it than the backlog's own bytes.
+fn grown(cluster: &Cluster, before: &[(Memory, u64)], backlog: u64) -> Option<String> {
+    let (mut now, mut fault) = (vec![], None);
+    // What was received last may still be on its way to the disk.
+    wait_until(30 * SECOND, || {
+        now = memory(cluster);
+        let much = before.iter().zip(&now).position(|(before, now)| now.0.total > before.0.total + backlog);
+        fault = much.map(|which| format!("r{} has allocated more for the backlog than the backlog's bytes", which + 1));
+        fault.is_none()
+    });
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    println!(
+        "backlog: {:.1} MiB. Brokers, in MiB, before and with it (allocated, garbage collected; resident is not judged):",
+        mib(backlog)
+    );
+    for (number, (before, now)) in (1..).zip(before.iter().zip(&now)) {
+        let change = |of: fn(&Memory) -> u64| format!("{:.1} to {:.1}", mib(of(&before.0)), mib(of(&now.0)));
+        println!(
+            "  r{number}: allocated {}: queues {}, their tables {}, streams {}, bodies {}; resident {:.0} to {:.0}",
+            change(|m| m.total),
+            change(|m| m.queues),
+            change(|m| m.queue_tables),
+            change(|m| m.streams),
+            change(|m| m.bodies),
+            mib(before.1),
+            mib(now.1)
+        );
+    }
+    fault
 }
 
 /// How often a broker took a channel away because a consumer held a message too long.

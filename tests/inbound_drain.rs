@@ -56,10 +56,16 @@ fn read_ack(client: &mut TcpStream) -> std::io::Result<String> {
 #[test]
 fn the_last_acknowledgment_and_the_end_of_the_stream_come_together() {
     for round in 0..40 {
-        let (address, drain, _, instance) = on_thread(async || {
-            let slow = Fake::new(|seen| {
+        // In hand in the even rounds, already answered in the odd ones.
+        let answered = Arc::new(AtomicBool::new(round % 2 == 1));
+        let may_answer = answered.clone();
+        let (address, drain, _, instance) = on_thread(async move || {
+            let slow = Fake::new(move |seen| {
+                let may_answer = may_answer.clone();
                 Box::pin(async move {
-                    sleep(Duration::from_millis(20)).await;
+                    while !may_answer.load(Ordering::SeqCst) {
+                        sleep(Duration::from_millis(1)).await;
+                    }
                     default_answer(&seen)
                 })
             });
@@ -67,16 +73,18 @@ fn the_last_acknowledgment_and_the_end_of_the_stream_come_together() {
         });
         let mut client = TcpStream::connect(address).unwrap();
         client.write_all(&framed(&adt("in-hand"))).unwrap();
-        // In hand in the even rounds, already answered in the odd ones.
         if round % 2 == 0 {
             thread::sleep(Duration::from_millis(5));
+            drain.cancel();
+            thread::sleep(Duration::from_millis(5));
+            answered.store(true, Ordering::SeqCst);
         } else {
             read_ack(&mut client).unwrap();
             drain.cancel();
-            thread::sleep(Duration::from_millis(5));
+            // Not as soon as it could: who does that is waited for, see below.
+            thread::sleep(Duration::from_millis(150));
             client.write_all(&framed(&adt("one more"))).unwrap();
         }
-        drain.cancel();
         assert!(read_ack(&mut client).unwrap().contains("MSA|AA|"));
         // The end must be there already: a sender that looks for it now never sends into a closing connection.
         client.set_nonblocking(true).unwrap();
@@ -87,6 +95,50 @@ fn the_last_acknowledgment_and_the_end_of_the_stream_come_together() {
         drop(client);
         assert!(instance.join().unwrap(), "all connections ended");
     }
+}
+
+/// A balancer hands the last acknowledgment and the end on one after the other: who sends without a pause would send between the two.
+#[tokio::test]
+async fn a_sender_without_a_pause_is_left_in_its_next_pause_or_after_seconds() {
+    let (mut in_pause, mut without) = (false, false);
+    // A busy machine makes pauses of its own.
+    for _ in 0..10 {
+        in_pause = in_pause || left_after(100, Some(80)).await == 80;
+        without = without || left_after(100, None).await > 110;
+        if in_pause && without {
+            return;
+        }
+    }
+    panic!("left in its pause: {in_pause}; goes on while it makes none: {without}");
+}
+
+/// Sends without a pause, but before this message; the drain begins `ms` after the first. Gives the last message that was acknowledged.
+async fn left_after(ms: u64, pause_before: Option<u32>) -> u32 {
+    let running = mllp(mllp_config(), Fake::accepting()).await;
+    let mut client = Frames::new(connect(&running).await);
+    let begin = Instant::now();
+    let mut sent = 0;
+    loop {
+        if begin.elapsed() >= Duration::from_millis(ms) || pause_before.is_some_and(|n| sent + 10 == n) {
+            running.drain.cancel();
+        }
+        sent += 1;
+        if pause_before == Some(sent) {
+            sleep(Duration::from_millis(150)).await;
+        }
+        client.send(&framed(&adt(&sent.to_string()))).await;
+        if client.ack().await.is_none() {
+            sent -= 1;
+            break;
+        }
+        // The end comes with the acknowledgment.
+        if client.ends(Duration::from_millis(2)).await {
+            break;
+        }
+    }
+    assert!(begin.elapsed() < Duration::from_secs(10), "it ends");
+    assert!(running.stop(Duration::from_secs(5)).await);
+    sent
 }
 
 #[tokio::test]

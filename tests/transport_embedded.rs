@@ -265,8 +265,11 @@ async fn a_parked_message_lets_its_successors_pass_or_holds_them() {
         bed.until("parked", || bed.transport.routes()[0].parked == 1).await;
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert_eq!(receiver.seen.lock().unwrap().contains(&"2".to_string()), passes);
-        let message =
-            Unfinished { seq, accepted, routes: vec![RouteProgress { attempts: 1, state: RouteState::Parked, inside: 0 }] };
+        let message = Unfinished {
+            seq,
+            accepted,
+            routes: vec![RouteProgress { attempts: 1, state: RouteState::Parked, inside: 0, held: false }],
+        };
         assert_eq!(bed.transport.requeue(&message, Some("other")).await, Ok(0));
         assert_eq!(bed.transport.requeue(&message, None).await, Ok(1));
         assert_eq!(bed.transport.requeue(&message, None).await, Ok(0), "only once");
@@ -381,7 +384,7 @@ async fn what_was_unfinished_comes_back_in_order_and_an_interrupted_request_is_n
     let receiver = Arc::new(Receiver::default());
     bed.transport.configure(channel(vec![bed.worker("r", &receiver, AfterPark::Hold)]));
     let waiting = RouteProgress::default();
-    let parked = RouteProgress { attempts: 3, state: RouteState::Parked, inside: 0 };
+    let parked = RouteProgress { attempts: 3, state: RouteState::Parked, inside: 0, held: false };
     let mut proxied = bed.message("proxied", &[9], &["r"]);
     proxied.1.mode = Mode::Proxy;
     let mut idempotent = bed.message("idempotent", &[9], &["r"]);

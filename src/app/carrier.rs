@@ -1,5 +1,6 @@
 //! What carries accepted messages to the workers, as the configuration says: the node's own log, or RabbitMQ.
 
+use super::layout::{self, LayoutPlace};
 use crate::{
     channel::Mode,
     config::{Config, TransportKind},
@@ -37,7 +38,7 @@ pub(super) struct Needs<'a> {
 #[derive(Clone)]
 pub(super) enum Carrier {
     Embedded(Arc<Embedded>),
-    Rabbit(Arc<Rabbit>),
+    Rabbit(Arc<Rabbit>, Arc<LayoutPlace>),
 }
 
 /// A window of the configured size.
@@ -80,7 +81,8 @@ impl Carrier {
         let link = Link::start(LinkSettings::new(transport, &config.node.name)?, &runtime);
         let resends = Arc::new(resend_window(config));
         ledger.observe(Arc::new(Resends(resends.clone())));
-        Ok(Self::Rabbit(Rabbit::new(rabbit::Parts {
+        let place = LayoutPlace::new(config);
+        let rabbit = Rabbit::new(rabbit::Parts {
             log,
             replica: Arc::<Ledger>::clone(ledger) as Arc<dyn Replica>,
             clock,
@@ -98,20 +100,32 @@ impl Carrier {
                 stream_max_bytes: transport.stream_max_bytes.as_u64(),
             },
             node: config.node.name.clone(),
-            partitions: transport.partitions,
+            layout: layout::kept(config)?,
+            keeper: place.clone(),
+            heartbeat: transport.heartbeat,
             inline: transport.inline.as_u64(),
             prefetch: transport.prefetch,
             confirm_timeout: transport.confirm_timeout,
             lease: transport.lease,
             hold: transport.hold,
-        })))
+        });
+        place.joined(&rabbit);
+        Ok(Self::Rabbit(rabbit, place))
+    }
+
+    /// Where the domain's layout is remembered, for a transport that has one.
+    pub fn layout(&self) -> Option<Arc<LayoutPlace>> {
+        match self {
+            Self::Embedded(_) => None,
+            Self::Rabbit(_, place) => Some(place.clone()),
+        }
     }
 
     /// As the engine sees it.
     pub fn transport(&self) -> Arc<dyn Transport> {
         match self {
             Self::Embedded(transport) => Arc::new(transport.clone()),
-            Self::Rabbit(transport) => Arc::new(transport.clone()),
+            Self::Rabbit(transport, _) => Arc::new(transport.clone()),
         }
     }
 
@@ -119,7 +133,7 @@ impl Carrier {
     pub fn sink(&self) -> Arc<dyn CommitSink> {
         match self {
             Self::Embedded(transport) => Arc::new(embedded::Sink(transport.clone())),
-            Self::Rabbit(_) => Arc::new(Nobody),
+            Self::Rabbit(..) => Arc::new(Nobody),
         }
     }
 
@@ -127,13 +141,13 @@ impl Carrier {
     pub fn restore(&self, message: Unfinished) {
         match self {
             Self::Embedded(transport) => transport.restore(message),
-            Self::Rabbit(transport) => transport.restore(message),
+            Self::Rabbit(transport, _) => transport.restore(message),
         }
     }
 
     /// A message whose repetition may come, as the log tells at start.
     pub fn remember(&self, message: Recent) {
-        if let Self::Rabbit(transport) = self {
+        if let Self::Rabbit(transport, _) = self {
             transport.remember(message);
         }
     }
@@ -142,7 +156,7 @@ impl Carrier {
     pub fn launch(&self) {
         match self {
             Self::Embedded(transport) => transport.launch(),
-            Self::Rabbit(transport) => transport.launch(),
+            Self::Rabbit(transport, _) => transport.launch(),
         }
     }
 
@@ -150,13 +164,13 @@ impl Carrier {
     pub fn not_ready(&self) -> Option<String> {
         match self {
             Self::Embedded(_) => None,
-            Self::Rabbit(transport) => transport.not_ready(),
+            Self::Rabbit(transport, _) => transport.not_ready(),
         }
     }
 
     /// What operators see of it: `kind`, and all that [`Sight`](crate::transport::rabbitmq::rabbit::Sight) holds.
     pub fn view(&self) -> Value {
-        let Self::Rabbit(transport) = self else { return json!({ "kind": "embedded" }) };
+        let Self::Rabbit(transport, _) = self else { return json!({ "kind": "embedded" }) };
         let mut view = json!({ "kind": "rabbitmq" });
         if let (Some(view), Ok(Value::Object(sight))) = (view.as_object_mut(), serde_json::to_value(transport.sight())) {
             view.extend(sight);
@@ -168,7 +182,7 @@ impl Carrier {
     pub fn incomplete(&self) -> Option<&'static str> {
         match self {
             Self::Embedded(_) => None,
-            Self::Rabbit(transport) => transport.incomplete(),
+            Self::Rabbit(transport, _) => transport.incomplete(),
         }
     }
 
@@ -176,7 +190,7 @@ impl Carrier {
     pub fn problems(&self) -> Vec<String> {
         match self {
             Self::Embedded(_) => Vec::new(),
-            Self::Rabbit(transport) => transport.problems(),
+            Self::Rabbit(transport, place) => transport.problems().into_iter().chain(place.problem()).collect(),
         }
     }
 
@@ -184,7 +198,7 @@ impl Carrier {
     pub fn lasting_problems(&self, lasting: Duration) -> usize {
         match self {
             Self::Embedded(_) => 0,
-            Self::Rabbit(transport) => transport.lasting_problems(lasting),
+            Self::Rabbit(transport, _) => transport.lasting_problems(lasting),
         }
     }
 }

@@ -16,7 +16,12 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 const LASTING: Duration = Duration::from_secs(60);
 
 /// Starts discovery, where the configuration names an agent.
-pub(super) fn start(config: &Config, listeners: &Listeners, sources: &Arc<Sources>) -> anyhow::Result<Option<Arc<Discovery>>> {
+pub(super) fn start(
+    config: &Config,
+    listeners: &Listeners,
+    sources: &Arc<Sources>,
+    carrier: &Carrier,
+) -> anyhow::Result<Option<Arc<Discovery>>> {
     if !config.discovery.on() {
         return Ok(None);
     }
@@ -31,8 +36,12 @@ pub(super) fn start(config: &Config, listeners: &Listeners, sources: &Arc<Source
         ports: ports(config, listeners),
         health: listeners.address("health").unwrap_or(config.health.listen),
         follow: config.discovery.follows_channels().then(|| sources.clone() as _),
+        layout: carrier.layout().map(|place| place as _),
     };
     let discovery = Arc::new(Discovery::start(parts).context("discovery cannot be started")?);
+    if let Some(place) = carrier.layout() {
+        place.found(&discovery);
+    }
     discovery.settle();
     Ok(Some(discovery))
 }

@@ -7,6 +7,7 @@ use crate::{
     discovery::Discovery,
     engine::ports::Control,
     host::{
+        listeners::HANDSHAKE,
         signals::{Signal, Signals},
         systemd,
     },
@@ -22,6 +23,8 @@ use std::{
 const CLOSING: Duration = Duration::from_secs(10);
 /// What leaving the names may take before the node serves on without them.
 const WITHDRAWING: Duration = Duration::from_secs(5);
+/// What accepting the last connections may take before their listeners are closed all the same.
+const LAST_ACCEPTS: Duration = Duration::from_secs(2);
 /// Deliveries get this long even when the gateways took the whole of `node.drain_timeout`.
 const LEAST: Duration = Duration::from_secs(1);
 /// Cut short, the log still gets this long to write what it holds.
@@ -30,7 +33,7 @@ const LAST_COMMIT: Duration = Duration::from_secs(1);
 /// Drains and closes the node. `signalled`: the drain was asked for by a signal, so that the next TERM or INT is the
 /// second. Returns how it ended: TERM or INT during an upgrade's drain make it a stop.
 pub(super) async fn run(node: Node, config: &Config, why: Ended, signalled: bool, signals: &mut Signals) -> Ended {
-    let Node { engine, ledger, instances, delivery, admin, feed, discovery, drain, stop_admin, .. } = node;
+    let Node { engine, ledger, instances, listeners, delivery, admin, feed, discovery, drain, stop_admin, .. } = node;
     // Of no use to an upgrade, which refuses nobody and stays in the names.
     let names = discovery.as_ref().filter(|_| why == Ended::Stopped);
     let serving_on = names.map_or(Duration::ZERO, |_| config.discovery.dns_ttl + WITHDRAWING);
@@ -44,13 +47,25 @@ pub(super) async fn run(node: Node, config: &Config, why: Ended, signalled: bool
     // Balancers see it before the first connection is refused.
     engine.announce_drain();
 
-    let connections = instances.connections();
+    let (connections, doors) = (instances.connections(), instances.doors());
     let in_hand = async {
         if let Some(discovery) = names {
             withdraw(discovery, config.discovery.dns_ttl).await;
         }
+        // After an upgrade the sockets go on, and whoever comes meanwhile waits in them.
+        if why == Ended::Stopped {
+            listeners.hold_off();
+            tokio::time::sleep(HANDSHAKE).await;
+        }
         drain.cancel();
         let began = Instant::now();
+        let close = async {
+            if why == Ended::Stopped {
+                // Nobody is left in their queues then.
+                let _ = tokio::time::timeout(LAST_ACCEPTS, doors.closed()).await;
+                listeners.close();
+            }
+        };
         // Readers of the live feed are sent away over time, meanwhile: they come back elsewhere, and not all at once.
         let readers = blocking(move || feed.drain(limit / 2));
         let messages = async {
@@ -65,7 +80,7 @@ pub(super) async fn run(node: Node, config: &Config, why: Ended, signalled: bool
             let left = limit.saturating_sub(began.elapsed()).max(LEAST);
             let _ = tokio::join!(leave, tokio::time::timeout(left, engine.drain()));
         };
-        tokio::join!(readers, messages);
+        tokio::join!(close, readers, messages);
     };
     let told_again = async {
         let mut signalled = signalled;

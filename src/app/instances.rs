@@ -44,6 +44,19 @@ pub(super) struct Instances {
     threads: Vec<JoinHandle<()>>,
     beats: Vec<Arc<AtomicU64>>,
     open: OpenConnections,
+    doors: Doors,
+}
+
+/// The accept loops of all instances.
+#[derive(Clone, Default)]
+pub(super) struct Doors(TaskTracker);
+
+impl Doors {
+    /// Resolves when none accepts any more.
+    pub async fn closed(self) {
+        self.0.close();
+        self.0.wait().await;
+    }
 }
 
 /// The connections of all instances.
@@ -63,16 +76,18 @@ impl Instances {
         let mut threads = Vec::new();
         let mut beats = Vec::new();
         let mut open = OpenConnections::default();
+        let doors = Doors::default();
         for number in 0..count {
             let beat = Arc::new(AtomicU64::new(0));
             beats.push(beat.clone());
             let tasks = TaskTracker::new();
             open.0.push(tasks.clone());
-            let shared = shared.clone();
+            let (shared, doors) = (shared.clone(), doors.clone());
             let name = format!("hie-accept-{number}");
-            threads.push(std::thread::Builder::new().name(name).spawn(move || keep_running(number, &shared, &beat, &tasks))?);
+            let work = move || keep_running(number, &shared, &beat, &tasks, &doors);
+            threads.push(std::thread::Builder::new().name(name).spawn(work)?);
         }
-        Ok(Self { threads, beats, open })
+        Ok(Self { threads, beats, open, doors })
     }
 
     /// Each instance's count of seconds lived; one that stands still hangs.
@@ -83,6 +98,11 @@ impl Instances {
     /// What counts their connections.
     pub fn connections(&self) -> OpenConnections {
         self.open.clone()
+    }
+
+    /// What tells when they accept no more.
+    pub fn doors(&self) -> Doors {
+        self.doors.clone()
     }
 
     /// Waits for all of them; they end after `drain`.
@@ -97,9 +117,9 @@ impl Instances {
 /// What is said of a panic; its place is in the line that the hook wrote.
 const PANICKED: &str = "panicked; the place is in the log";
 
-fn keep_running(number: usize, shared: &Shared, beat: &AtomicU64, tasks: &TaskTracker) {
+fn keep_running(number: usize, shared: &Shared, beat: &AtomicU64, tasks: &TaskTracker, doors: &Doors) {
     while !shared.drain.is_cancelled() {
-        let lived = std::panic::catch_unwind(AssertUnwindSafe(|| live(number, shared, beat, tasks)));
+        let lived = std::panic::catch_unwind(AssertUnwindSafe(|| live(number, shared, beat, tasks, doors)));
         let error = match lived {
             Ok(Ok(())) => return,
             Ok(Err(error)) => error.to_string(),
@@ -110,7 +130,7 @@ fn keep_running(number: usize, shared: &Shared, beat: &AtomicU64, tasks: &TaskTr
     }
 }
 
-fn live(number: usize, shared: &Shared, beat: &AtomicU64, tasks: &TaskTracker) -> std::io::Result<()> {
+fn live(number: usize, shared: &Shared, beat: &AtomicU64, tasks: &TaskTracker, Doors(doors): &Doors) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ports = (shared.open)(number)?;
     runtime.block_on(async {
@@ -120,8 +140,8 @@ fn live(number: usize, shared: &Shared, beat: &AtomicU64, tasks: &TaskTracker) -
             let listener = tokio::net::TcpListener::from_std(listener)?;
             let (intake, drain, tasks) = (shared.intake.clone(), shared.drain.clone(), tasks.clone());
             match port {
-                Port::Http(server) => servers.spawn(http::serve(listener, server, intake, drain, tasks)),
-                Port::Mllp(server) => servers.spawn(mllp::serve(listener, server, intake, drain, tasks)),
+                Port::Http(server) => servers.spawn(doors.track_future(http::serve(listener, server, intake, drain, tasks))),
+                Port::Mllp(server) => servers.spawn(doors.track_future(mllp::serve(listener, server, intake, drain, tasks))),
             };
         }
         if number == 0 {

@@ -8,6 +8,7 @@ mod feed;
 mod instances;
 mod join;
 mod keep;
+mod layout;
 mod outbound;
 mod pauses;
 mod prepare;
@@ -130,6 +131,7 @@ struct Node {
     directory: Arc<Directory>,
     ledger: Arc<crate::ledger::Ledger>,
     instances: Instances,
+    listeners: Arc<Listeners>,
     delivery: tokio::runtime::Runtime,
     admin: Vec<std::thread::JoinHandle<()>>,
     feed: Arc<Feed>,
@@ -203,7 +205,7 @@ impl Node {
         let (asked, drain, stop_admin) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         let feed =
             Feed::start(ledger.clone(), config.feed.clone(), host::background).context("the live feed cannot be started")?;
-        let discovery = discovery::start(config, listeners, &sources)?;
+        let discovery = discovery::start(config, listeners, &sources, &carrier)?;
         let cluster = Arc::new(discovery::View::new(config, &discovery, &sources, &carrier, joined));
         let (alerts, told) = alerts::spawn(config, receivers, &engine, &directory, &ledger, &feed, &cluster, &stop_admin)?;
         let mut admin = {
@@ -237,6 +239,7 @@ impl Node {
             directory,
             ledger,
             instances,
+            listeners: listeners.clone(),
             delivery,
             admin,
             feed,

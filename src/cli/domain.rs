@@ -1,5 +1,7 @@
 //! `hie domain`: the domains, as Consul knows them.
 
+mod partitions;
+
 use super::{
     consul::{Consul, ConsulArgs},
     exit::Failure,
@@ -14,6 +16,7 @@ use std::collections::BTreeMap;
 #[derive(Subcommand, Debug)]
 pub enum DomainCommand {
     List(ListArgs),
+    Partitions(partitions::PartitionsArgs),
 }
 
 /// List the domains with their namespaces and nodes
@@ -39,7 +42,10 @@ struct Domain {
 }
 
 pub(super) fn main(command: DomainCommand) -> Result<(), Failure> {
-    let DomainCommand::List(args) = command;
+    let args = match command {
+        DomainCommand::List(args) => args,
+        DomainCommand::Partitions(args) => return partitions::main(&args),
+    };
     let consul = Consul::open(&args.consul)?;
     let mut domains: BTreeMap<String, Domain> = BTreeMap::new();
     for member in consul.ask(catalog::members(&consul.client))? {

@@ -63,7 +63,7 @@ impl Check<'_> {
                 "has no effect: transport.kind is \"embedded\"; write kind = \"rabbitmq\" to use the brokers",
             );
         }
-        self.count("transport.partitions", t.partitions.into(), 1, 1024);
+        self.count("transport.partitions", t.partitions.into(), 1, super::MOST_PARTITIONS.into());
         self.size("transport.inline", t.inline, ByteSize::b(0), ByteSize::mib(4));
         self.count("transport.max_queue", t.max_queue as usize, 1, 100_000_000);
         self.time("transport.stream_max_age", t.stream_max_age, SECOND, 3650 * DAY);

@@ -118,6 +118,12 @@ impl Client {
         self.exchange(Method::PUT, path, query, body, self.timeout).await.map(drop)
     }
 
+    /// PUT that is answered by `true` or `false`.
+    pub(super) async fn put_told(&self, path: &[&str], query: &[(&str, &str)], body: &Value) -> Result<bool, Error> {
+        let response = self.exchange(Method::PUT, path, query, Some(body), self.timeout).await?;
+        self.json(response).await
+    }
+
     /// GET of JSON.
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &[&str], query: &[(&str, &str)]) -> Result<T, Error> {
         let response = self.exchange(Method::GET, path, query, None, self.timeout).await?;
@@ -208,7 +214,7 @@ impl Client {
                     Some(path) => (
                         format!("the token of {}", path.display()),
                         "write a valid one into the file (it is read again), whose policy has service:write on \"hie\", service:read and \
-                         node:read on all, key:read on \"hie/\"",
+                         node:read on all, key:read on \"hie/\", key:write on \"hie/DOMAIN/layout\"",
                     ),
                     None => ("a caller without a token".into(), "name a file with a token in discovery.token_file"),
                 };

@@ -9,11 +9,13 @@ pub mod balancer;
 pub mod catalog;
 mod client;
 pub mod kv;
+pub mod layout;
 mod service;
 
 pub use catalog::Member;
 pub use client::{Client, Error};
 pub use kv::{Follow, Seen};
+pub use layout::FollowLayout;
 pub use service::{Instance, Node, Plan, Port, SERVICE};
 
 use crate::config;
@@ -39,6 +41,8 @@ pub struct Parts {
     pub health: SocketAddr,
     /// Takes the channels of the KV; `None`: they are not followed.
     pub follow: Option<Arc<dyn Follow>>,
+    /// Takes the domain's layout; `None`: the node has none.
+    pub layout: Option<Arc<dyn FollowLayout>>,
 }
 
 /// How one side of discovery is: the registration, or the channels.
@@ -132,6 +136,10 @@ impl Discovery {
             .build()?;
         let registered = inner.clone();
         runtime.spawn(again(move || agent::keep_registered(registered.clone())));
+        if let Some(follow) = parts.layout {
+            let inner = inner.clone();
+            runtime.spawn(again(move || layout::keep_following(inner.clone(), follow.clone())));
+        }
         if let Some(follow) = parts.follow {
             let inner = inner.clone();
             runtime.spawn(again(move || kv::keep_following(inner.clone(), follow.clone())));
@@ -172,6 +180,22 @@ impl Discovery {
         let inner = self.inner.clone();
         let stopped = || Error::Config("discovery has stopped".into());
         self.run(async move { catalog::members(&inner.client).await }).await.unwrap_or_else(|| Err(stopped()))
+    }
+
+    /// Puts a layout into the KV if `from` stands there; in the background, and silently: the KV is followed.
+    pub fn replace_layout(&self, from: config::Layout, to: config::Layout) {
+        let inner = self.inner.clone();
+        let work = async move {
+            if let Ok(Some(now)) = layout::read(&inner.client, &inner.node.domain).await
+                && now.layout == Ok(from)
+                && let Err(error) = layout::put(&inner.client, &inner.node.domain, &to, now.index).await
+            {
+                crate::telemetry::discovery::failed("layout", error.kind());
+            }
+        };
+        if let Some(runtime) = self.runtime.lock().unwrap_or_else(|e| e.into_inner()).as_ref() {
+            runtime.spawn(work);
+        }
     }
 
     /// How the registration stands.

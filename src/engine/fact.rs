@@ -88,6 +88,15 @@ pub enum What {
     /// and the transaction is finished.
     #[serde(rename = "E")]
     Repeated { of: MessageId },
+    /// The delivery on this route, whose turn does not come soon, is out of the broker's queue: it waits in the ledgers of all nodes, and
+    /// whoever works on its partition takes it from there.
+    #[serde(rename = "H")]
+    Held { route: String },
+}
+
+impl What {
+    /// The tags that this release knows, as encoded. What a later release adds carries fields, so that it can be passed over.
+    pub const TAGS: [&str; 13] = ["A", "X", "R", "D", "Q", "G", "S", "U", "C", "P", "F", "E", "H"];
 }
 
 /// Who holds an accepted message until it is finished.
@@ -212,6 +221,9 @@ pub struct RouteProgress {
     /// Failures inside the node in a row since the last real attempt.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub inside: u32,
+    /// See [`What::Held`]; stays so to the end.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub held: bool,
 }
 
 /// State of one message on one route.

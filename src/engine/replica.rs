@@ -4,21 +4,25 @@
 //! A node's log is shipped whole, in its order; whoever takes a batch knows by `prev` whether one before it is missing.
 
 use super::{
-    fact::{Accepted, Fact, RouteProgress, Seq},
+    fact::{Accepted, Fact, RouteProgress, Seq, What},
     ports::LogError,
 };
 use crate::channel::Mode;
 use crate::message::MessageId;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{self, EnumAccess, IgnoredAny, IntoDeserializer, VariantAccess, value::EnumAccessDeserializer},
+};
 use std::collections::HashMap;
 
 /// A log's own random number, made with its store: a node that lost its disk is a new origin.
 pub type Origin = u64;
 
-/// One record on its way to the other nodes.
+/// One record on its way to the other nodes. Of a kind of fact that a later release added only the number is read.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(from = "Incoming")]
 pub struct Shipped {
     /// Its number in the log of the node that wrote it.
     pub seq: Seq,
@@ -28,6 +32,70 @@ pub struct Shipped {
     pub body: Option<PackedBody>,
     /// The body belongs into short-lived segments.
     pub transient: bool,
+}
+
+/// A record as another release may have written it.
+#[derive(Deserialize)]
+struct Incoming {
+    seq: Seq,
+    fact: Option<AnyFact>,
+    body: Option<PackedBody>,
+    transient: bool,
+}
+
+#[derive(Deserialize)]
+struct AnyFact {
+    id: MessageId,
+    home: Seq,
+    at: i64,
+    #[serde(deserialize_with = "known_kind")]
+    what: Option<What>,
+}
+
+impl From<Incoming> for Shipped {
+    fn from(Incoming { seq, fact, body, transient }: Incoming) -> Self {
+        match fact {
+            None => Self { seq, fact: None, body, transient },
+            Some(AnyFact { id, home, at, what: Some(what) }) => {
+                Self { seq, fact: Some(Fact { id, home, at, what }), body, transient }
+            }
+            // Its body is no piece of anything.
+            Some(_) => Self { seq, fact: None, body: None, transient: false },
+        }
+    }
+}
+
+/// A fact's kind and fields; `None` for a kind that is not known, whose fields are passed over.
+fn known_kind<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<What>, D::Error> {
+    struct Kind;
+    impl<'de> de::Visitor<'de> for Kind {
+        type Value = Option<What>;
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a kind of fact")
+        }
+        fn visit_enum<A: EnumAccess<'de>>(self, data: A) -> Result<Self::Value, A::Error> {
+            let (tag, fields) = data.variant::<String>()?;
+            if !What::TAGS.contains(&tag.as_str()) {
+                return fields.newtype_variant::<IgnoredAny>().map(|_| None);
+            }
+            What::deserialize(EnumAccessDeserializer::new(Tagged { tag, fields })).map(Some)
+        }
+    }
+    deserializer.deserialize_enum("What", &What::TAGS, Kind)
+}
+
+/// A kind whose tag has been read already.
+struct Tagged<V> {
+    tag: String,
+    fields: V,
+}
+
+impl<'de, V: VariantAccess<'de>> EnumAccess<'de> for Tagged<V> {
+    type Error = V::Error;
+    type Variant = V;
+    fn variant_seed<S: de::DeserializeSeed<'de>>(self, seed: S) -> Result<(S::Value, V), V::Error> {
+        Ok((seed.deserialize(self.tag.into_deserializer())?, self.fields))
+    }
 }
 
 /// A stored body as it is: packed once, by the node that wrote it.
@@ -71,6 +139,35 @@ pub struct KnownMessage {
     /// How far each route has come, in the order of `accepted.routes`.
     pub routes: Vec<RouteProgress>,
 }
+
+/// A delivery that waits in the ledger instead of in a queue of the broker ([`What::Held`]) and is not finished.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldDelivery {
+    /// The message's place in this log.
+    pub seq: Seq,
+    /// The message.
+    pub id: MessageId,
+    /// Its ordering keys.
+    pub keys: Vec<u64>,
+    /// Unix milliseconds of arrival.
+    pub received_ms: i64,
+    /// How far it has come on this route.
+    pub progress: RouteProgress,
+}
+
+/// How many of them wait on a route, those that are parked not counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldCount {
+    /// Full channel name.
+    pub channel: String,
+    /// Route name.
+    pub route: String,
+    /// Deliveries.
+    pub waiting: u64,
+}
+
+/// Which held deliveries are asked for, by accept fact and progress.
+pub type WantedHeld = Box<dyn Fn(&Accepted, RouteProgress) -> bool + Send>;
 
 /// An accept fact of another node that is in this log now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,4 +231,74 @@ pub trait Replica: Send + Sync + 'static {
 
     /// A message as known here, everything appended and applied before this call taken into account.
     fn known(&self, id: MessageId) -> BoxFuture<'static, Result<Option<KnownMessage>, LogError>>;
+
+    /// The held deliveries of a route, whoever held them, in the order in which their messages were accepted; everything appended and
+    /// applied before this call taken into account.
+    fn held(&self, channel: &str, route: &str, wanted: WantedHeld) -> BoxFuture<'static, Result<Vec<HeldDelivery>, LogError>>;
+
+    /// How many held deliveries wait, by route; a moment behind the log. From memory.
+    fn held_counts(&self) -> Vec<HeldCount>;
+
+    /// The same for one route.
+    fn held_on(&self, channel: &str, route: &str) -> u64;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Serialize)]
+    enum LaterWhat {
+        #[serde(rename = "Z")]
+        Later { some: u32, thing: Vec<Vec<u8>> },
+    }
+
+    #[derive(Serialize)]
+    struct LaterFact {
+        id: MessageId,
+        home: Seq,
+        at: i64,
+        what: LaterWhat,
+    }
+
+    #[derive(Serialize)]
+    struct LaterShipped {
+        seq: Seq,
+        fact: Option<LaterFact>,
+        body: Option<PackedBody>,
+        transient: bool,
+    }
+
+    #[test]
+    fn a_kind_of_a_later_release_is_passed_over_and_its_neighbours_are_read() {
+        let body = || Some(PackedBody { codec: 0, len: 1, sum: 2, data: Bytes::from_static(b"x") });
+        let fact = |what| Some(Fact { id: MessageId::now(), home: 3, at: 4, what });
+        let known = [What::Forwarded, What::Held { route: "ehr".into() }, What::Resent { remote: "r".into() }, What::Unknown];
+        let [a, b, c, d] = known.map(|what| Shipped { seq: 1, fact: fact(what), body: body(), transient: true });
+        let what = LaterWhat::Later { some: 7, thing: vec![vec![1, 2], vec![]] };
+        let later = LaterShipped {
+            seq: 9,
+            fact: Some(LaterFact { id: MessageId::now(), home: 3, at: 4, what }),
+            body: body(),
+            transient: true,
+        };
+        let piece = Shipped { seq: 2, fact: None, body: body(), transient: false };
+        let bytes = rmp_serde::to_vec_named(&(a, later, b, c, piece, d)).expect("encoded");
+        let read: Vec<Shipped> = rmp_serde::from_slice(&bytes).expect("readable");
+        let whats: Vec<_> = read.iter().map(|r| r.fact.as_ref().map(|f| &f.what)).collect();
+        assert!(matches!(
+            whats[..],
+            [Some(What::Forwarded), None, Some(What::Held { .. }), Some(What::Resent { .. }), None, Some(What::Unknown)]
+        ));
+        assert_eq!((read[1].seq, read[1].body.is_some()), (9, false), "its number is known, and its body is nobody's piece");
+        assert!(read[4].body.is_some() && read[5].body.is_some());
+    }
+
+    #[test]
+    fn every_kind_is_named_among_the_tags() {
+        let strange = rmp_serde::to_vec_named(&std::collections::BTreeMap::from([("?", 1)])).expect("encoded");
+        let error = rmp_serde::from_slice::<What>(&strange).expect_err("not a kind").to_string();
+        let named: Vec<&str> = error.split('`').skip(3).step_by(2).collect();
+        assert_eq!(named, What::TAGS);
+    }
 }

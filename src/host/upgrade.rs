@@ -2,7 +2,7 @@
 //! listening sockets open all the while.
 
 use super::{
-    listeners::{Listeners, VARIABLE},
+    listeners::{KEPT, Listeners, VARIABLE},
     signals,
 };
 use crate::telemetry::host::{UpgradeRefused, Upgrading};
@@ -127,11 +127,11 @@ impl Upgrade {
     pub fn exec(&self, listeners: &Listeners) -> UpgradeError {
         let mut handed = std::process::id().to_string();
         let mut sockets = 0;
-        for (name, fd, socket) in listeners.sockets() {
+        for (name, fd, socket, kept) in listeners.sockets() {
             // One that cannot be kept open is bound anew by the successor.
             if fcntl(socket, FcntlArg::F_SETFD(FdFlag::empty())).is_ok() {
                 // Writing to a String cannot fail.
-                let _ = write!(handed, ";{fd}={name}");
+                let _ = write!(handed, ";{fd}={name}{}", if kept { KEPT } else { "" });
                 sockets += 1;
             }
         }
@@ -144,7 +144,7 @@ impl Upgrade {
         }
         let source = command.exec();
         signals::release();
-        for (_, _, socket) in listeners.sockets() {
+        for (_, _, socket, _) in listeners.sockets() {
             let _ = fcntl(socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
         }
         let error = UpgradeError::NotRun { binary: self.binary.clone(), source };
@@ -197,7 +197,7 @@ mod tests {
         let wanted = super::super::listeners::Wanted { name: "http".into(), address: ([127, 0, 0, 1], 0).into(), instances: 1 };
         let listeners = Listeners::open(&[wanted], vec![]).expect("opens");
         upgrade("/does/not/exist", &[]).exec(&listeners);
-        for (_, _, socket) in listeners.sockets() {
+        for (_, _, socket, _) in listeners.sockets() {
             let flags = fcntl(socket, FcntlArg::F_GETFD).expect("flags");
             assert_eq!(flags & FdFlag::FD_CLOEXEC.bits(), FdFlag::FD_CLOEXEC.bits());
         }

@@ -191,7 +191,9 @@ impl Work {
             Ok(()) if !lazy => self.lazy = Instant::now(),
             Ok(()) => {}
             Err(_) => {
-                // What an earlier group of the round has stored is known as taken, and nobody makes that call again.
+                // What the round has stored before it failed is known as taken, and nobody makes that call again. The writer may have refused
+                // the rest of it and not have written this yet.
+                super::carry::pass_through(&self.core);
                 let known = self.core.applied.positions().taken;
                 let missing = lasts.iter().filter(|(origin, last, _)| known.get(origin).is_none_or(|upto| upto < last));
                 self.failed = missing.map(|(.., offset)| *offset).min();

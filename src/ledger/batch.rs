@@ -173,6 +173,7 @@ pub fn fold(
         }
         extras.moved.push((former.from, former.now));
     }
+    core.held.note(rows.values(), &extras.moved);
     let mut rows: Vec<ViewRow> = rows.into_values().collect();
     // Told by the engine as well; here also for what finished while it was being carried.
     rows.iter().filter(|r| r.fold.storage != Storage::All && r.fold.is_finished()).for_each(|r| core.transients.finished(r.seq));

@@ -32,6 +32,7 @@ pub mod kind {
     pub const STEP: u8 = 10;
     pub const FORWARDED: u8 = 11;
     pub const REPEATED: u8 = 12;
+    pub const HELD: u8 = 13;
 }
 
 /// The stored number of a fact's kind.
@@ -49,6 +50,7 @@ pub fn kind_of(what: &What) -> u8 {
         What::Step { .. } => kind::STEP,
         What::Forwarded => kind::FORWARDED,
         What::Repeated { .. } => kind::REPEATED,
+        What::Held { .. } => kind::HELD,
     }
 }
 
@@ -64,7 +66,8 @@ pub fn body_of(what: &What) -> &BodyRef {
         | What::Discarded { .. }
         | What::Unknown
         | What::Forwarded
-        | What::Repeated { .. } => &BodyRef::None,
+        | What::Repeated { .. }
+        | What::Held { .. } => &BodyRef::None,
     }
 }
 

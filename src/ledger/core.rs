@@ -139,6 +139,8 @@ pub struct Core {
     pub transients: Transients,
     pub pool: Pool,
     pub homes: Homes,
+    /// Deliveries that wait in the ledger instead of in a queue of the broker.
+    pub held: super::held::Held,
     pub moves: Moves,
     pub problems: Problems,
     /// Highest number committed.
@@ -206,6 +208,7 @@ impl Core {
             transients,
             pool: Pool::default(),
             homes: Homes::default(),
+            held: super::held::Held::default(),
             moves: Moves::default(),
             problems,
             committed: AtomicU64::new(0),

@@ -16,6 +16,12 @@ use std::time::Duration;
 const RANGES: usize = 64;
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// Tells the waiters of records of a round that they are not written.
+pub fn refuse_part(records: Vec<Queued>) {
+    let error = LogError::Failed("a part of the batch could not be stored; it must be applied again".into());
+    ticket::tell(records.into_iter().map(|r| (r, Some(error.clone()))));
+}
+
 /// The state of failing.
 #[derive(Default)]
 pub struct Failure {
@@ -61,14 +67,12 @@ impl Failure {
     }
 
     /// Takes what belongs to a broken round out of a part of a group, and tells its waiters.
-    pub fn refuse_rest_of_round(&mut self, mut group: Vec<Queued>) -> Vec<Queued> {
+    fn refuse_rest_of_round(&mut self, mut group: Vec<Queued>) -> Vec<Queued> {
         let broken = self.broken_round;
         if broken == 0 {
             return group;
         }
-        let error = LogError::Failed("a part of the batch could not be stored; it must be applied again".into());
-        let rest: Vec<Queued> = group.extract_if(.., |r| r.round() == Some(broken)).collect();
-        ticket::tell(rest.into_iter().map(|r| (r, Some(error.clone()))));
+        refuse_part(group.extract_if(.., |r| r.round() == Some(broken)).collect());
         // One round is under way at a time.
         if group.iter().any(|r| r.round().is_some()) {
             self.broken_round = 0;

@@ -56,6 +56,7 @@ impl Folded {
                 for (name, progress) in routes {
                     let route = self.route(name);
                     route.progress.attempts = route.progress.attempts.max(progress.attempts);
+                    route.progress.held |= progress.held;
                     set(route, *as_of, progress.state, progress.inside);
                 }
             }
@@ -79,6 +80,7 @@ impl Folded {
             What::Step { .. } => {}
             What::Forwarded => self.broker = true,
             What::Repeated { .. } => self.repeated = true,
+            What::Held { route } => self.route(route).progress.held = true,
         }
         self.settle();
     }
@@ -88,6 +90,7 @@ impl Folded {
         for old in &older.routes {
             let route = self.route(&old.name);
             route.progress.attempts = route.progress.attempts.max(old.progress.attempts);
+            route.progress.held |= old.progress.held;
             set(route, old.by, old.progress.state, old.progress.inside);
         }
         self.responded = self.responded.or(older.responded);
@@ -102,14 +105,21 @@ impl Folded {
         self.settle();
     }
 
-    /// What repeats another transaction is done on every route, in whichever order its facts came.
+    /// What follows from several facts, in whichever order they came. What repeats another transaction is done on every route. What is
+    /// held has come out of a queue of the broker: no node is to hand it to the broker again (of a proxied one its node has more to say).
     fn settle(&mut self) {
+        self.broker |= self.accepted && !self.proxy && self.is_held();
         if self.repeated {
             for route in &mut self.routes {
                 route.progress = RouteProgress { state: RouteState::Delivered, inside: 0, ..route.progress };
                 route.by = 0;
             }
         }
+    }
+
+    /// The delivery on some route was held, finished or not.
+    pub fn is_held(&self) -> bool {
+        self.routes.iter().any(|r| r.progress.held)
     }
 
     fn accept(&mut self, accepted: &Accepted) {

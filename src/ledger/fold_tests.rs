@@ -178,8 +178,8 @@ fn what_happened_while_a_transaction_was_carried_counts() {
         from: 1,
         first: 1,
         routes: vec![
-            ("p".into(), RouteProgress { attempts: 3, state: RouteState::Parked, inside: 0 }),
-            ("s".into(), RouteProgress { attempts: 1, state: RouteState::Delivered, inside: 0 }),
+            ("p".into(), RouteProgress { attempts: 3, state: RouteState::Parked, inside: 0, held: false }),
+            ("s".into(), RouteProgress { attempts: 1, state: RouteState::Delivered, inside: 0, held: false }),
         ],
         as_of: 11,
     };
@@ -192,7 +192,7 @@ fn what_happened_while_a_transaction_was_carried_counts() {
     other.apply(12, 0, &between);
     assert_eq!(one, other);
     assert_eq!(one.status(), Status::Processing);
-    assert_eq!(one.progress()[0], RouteProgress { attempts: 3, state: RouteState::Waiting, inside: 0 });
+    assert_eq!(one.progress()[0], RouteProgress { attempts: 3, state: RouteState::Waiting, inside: 0, held: false });
     // As a merge of the row it had before.
     let mut old = Folded::default();
     old.apply(1, 0, &What::Accepted(Box::new(accepted(Mode::Queue, &["p", "s"]))));
@@ -215,7 +215,7 @@ fn failures_inside_the_node_are_counted_by_themselves() {
     let accept = What::Accepted(Box::new(accepted(Mode::Queue, &["p"])));
     let facts = [accept, attempt("p", 40, Outcome::Retry), inside(41, 1), inside(42, 2)];
     let now = |facts: &[What]| fold(facts).progress()[0];
-    assert_eq!(now(&facts), RouteProgress { attempts: 42, state: RouteState::Waiting, inside: 2 });
+    assert_eq!(now(&facts), RouteProgress { attempts: 42, state: RouteState::Waiting, inside: 2, held: false });
     // Folded twice and in another order.
     let mut twice = fold(&facts);
     for (n, what) in facts.iter().enumerate().rev() {

@@ -26,6 +26,7 @@ mod folder;
 mod folding;
 mod follow;
 mod gather;
+mod held;
 mod homes;
 mod keeper;
 mod keys;

@@ -3,7 +3,7 @@
 
 use super::codec::kind;
 use super::core::Core;
-use super::failure::Failure;
+use super::failure::{self, Failure};
 use super::queue::{Queued, Record};
 use crate::message::MessageId;
 use std::collections::HashSet;
@@ -19,21 +19,31 @@ impl Once {
     }
 
     /// Looks through a part of a group. An accept fact of this node's own that is not the first loses what it would write and is told as
-    /// written: the first is durable with it. One from another node breaks its round, which is applied again and then knows.
+    /// written: the first is durable with it. One from another node breaks its round there, which is applied again and then knows; what
+    /// comes before it in the round is written.
     pub fn look_through(&mut self, core: &Core, failure: &mut Failure, part: Vec<Queued>) -> Vec<Queued> {
         if !core.recents.is_on() {
             return part;
         }
-        let mut broken = false;
+        let mut broken = None;
         let mut left: Vec<Queued> = Vec::with_capacity(part.len());
+        let mut refused: Vec<Queued> = Vec::new();
         for mut record in part {
+            let round = record.round();
+            // What is not written is no first one.
+            if broken.is_some() && round == broken {
+                refused.push(record);
+                continue;
+            }
             if let Some(id) = accepts(&record)
                 && (core.recents.get(id).is_some() || !self.0.insert(id))
             {
-                match record.round() {
+                match round {
                     Some(round) => {
                         failure.break_round(round);
-                        broken = true;
+                        broken = Some(round);
+                        refused.push(record);
+                        continue;
                     }
                     None if record.once => {
                         (record.fact, record.body, record.pieces) = (None, None, Box::default());
@@ -44,7 +54,8 @@ impl Once {
             }
             left.push(record);
         }
-        if broken { failure.refuse_rest_of_round(left) } else { left }
+        failure::refuse_part(refused);
+        left
     }
 }
 

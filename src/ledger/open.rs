@@ -5,6 +5,7 @@ use super::catalog::{Segment, remove_files, scan, sync_dir, with_companions};
 use super::core::Core;
 use super::damage::{self, QUARANTINE};
 use super::folder::Folder;
+use super::held;
 use super::keeper;
 use super::marks::Marks;
 use super::origin;
@@ -118,6 +119,7 @@ pub fn open(options: &Options) -> Result<Opened, OpenError> {
     remove_strays(&core).map_err(failed)?;
     let unchecked = scrub::at_start(&core);
     let folder = views(&core, options, &marks)?;
+    held::restore(&core).map_err(|e| OpenError::File { file: core.dir.clone(), source: e })?;
     applied::restore(&core, &active.segment, &active.conn)
         .map_err(|e| OpenError::File { file: active.segment.log.clone(), source: e })?;
     Ok(Opened { core, active, folder, unchecked })

@@ -56,12 +56,6 @@ impl Recents {
         }
     }
 
-    /// Something up to this number may be committed and is not in here.
-    pub fn missed(&self, upto: Seq) {
-        let mut inner = self.lock();
-        inner.complete_above = inner.complete_above.max(upto);
-    }
-
     pub fn get(&self, id: MessageId) -> Option<Seq> {
         let inner = self.lock();
         inner.young.get(&id).or_else(|| inner.old.get(&id)).copied()

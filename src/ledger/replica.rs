@@ -1,10 +1,12 @@
 //! The ledger as a replica of what all nodes of a cluster write.
 
 use super::core::Core;
-use super::{Ledger, carry, lookup, read, recover, ship};
+use super::{Ledger, carry, held, lookup, read, recover, ship};
 use crate::engine::fact::{Keeper, Seq};
 use crate::engine::ports::LogError;
-use crate::engine::replica::{KnownMessage, Observer, Origin, OwnRecords, Positions, Replica, Shipped};
+use crate::engine::replica::{
+    HeldCount, HeldDelivery, KnownMessage, Observer, Origin, OwnRecords, Positions, Replica, Shipped, WantedHeld,
+};
 use crate::message::MessageId;
 use futures_util::future::BoxFuture;
 use std::sync::Arc;
@@ -78,6 +80,27 @@ impl Replica for Ledger {
             }
             readers.run(move || known(&core, id)).await.unwrap_or_else(|| Err(closed()))
         })
+    }
+
+    fn held(&self, channel: &str, route: &str, wanted: WantedHeld) -> BoxFuture<'static, Result<Vec<HeldDelivery>, LogError>> {
+        let applied = self.applier.through();
+        let (core, readers) = (self.core.clone(), self.readers.clone());
+        let (channel, route) = (channel.to_owned(), route.to_owned());
+        Box::pin(async move {
+            if let Some(applied) = applied {
+                // Ends without a word when the ledger closes, which the next step tells.
+                let _ = applied.await;
+            }
+            readers.run(move || held::list(&core, &channel, &route, &wanted)).await.unwrap_or_else(|| Err(closed()))
+        })
+    }
+
+    fn held_counts(&self) -> Vec<HeldCount> {
+        self.core.held.counts()
+    }
+
+    fn held_on(&self, channel: &str, route: &str) -> u64 {
+        self.core.held.on(channel, route)
     }
 }
 

@@ -40,8 +40,6 @@ pub struct Round<'a> {
     touched: Vec<Origin>,
     /// For the last record.
     notes: Notes,
-    /// The highest number it got here.
-    pushed: Option<Seq>,
     written: u64,
     /// What other nodes accepted, in log order, and under which numbers there.
     arrived: Vec<((Origin, Seq), Arrived)>,
@@ -66,7 +64,8 @@ fn body_mut(what: &mut What) -> Option<&mut BodyRef> {
         | What::Discarded { .. }
         | What::Unknown
         | What::Forwarded
-        | What::Repeated { .. } => None,
+        | What::Repeated { .. }
+        | What::Held { .. } => None,
     }
 }
 
@@ -92,7 +91,6 @@ impl<'a> Round<'a> {
             taken: core.applied.positions().taken,
             touched: Vec::new(),
             notes: Notes::default(),
-            pushed: None,
             written: 0,
             arrived: Vec::new(),
         }
@@ -297,7 +295,6 @@ impl<'a> Round<'a> {
             let pushed = if began.elapsed() < AFTER_OTHERS { queue.push(record) } else { queue.push_ahead(record) };
             match pushed {
                 Ok(seq) => {
-                    self.pushed = Some(seq);
                     self.written += 1;
                     return Ok(seq);
                 }
@@ -322,7 +319,6 @@ impl<'a> Round<'a> {
         self.push(Box::new(ticket_record))?;
         ticket.wait()?;
         event::Applied { records: self.written.saturating_sub(1) }.emit();
-        self.core.recents.add(self.new.drain());
         Ok(())
     }
 
@@ -335,14 +331,5 @@ impl<'a> Round<'a> {
             self.arrived.retain(|((origin, seq), _)| taken.get(origin).is_some_and(|t| t >= seq));
         }
         self.arrived.drain(..).map(|(_, arrived)| arrived).collect()
-    }
-}
-
-impl Drop for Round<'_> {
-    fn drop(&mut self) {
-        // Parts of a round that failed may be committed, with messages that memory does not know.
-        if let (false, Some(last)) = (self.new.is_empty(), self.pushed) {
-            self.core.recents.missed(last);
-        }
     }
 }

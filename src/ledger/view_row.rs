@@ -25,6 +25,8 @@ pub mod flag {
     pub const REPEATED: i64 = 4096;
     /// Accepted on another node.
     pub const APPLIED: i64 = 8192;
+    /// Some route's delivery waits, or waited, in the ledger instead of in a queue of the broker; which one, its place among the routes says.
+    pub const HELD: i64 = 16_384;
 }
 
 /// What the accept fact (or the refusal) says; empty for a row that another fact made.
@@ -123,6 +125,7 @@ impl ViewRow {
             | bit(fold.broker, flag::BROKER)
             | bit(fold.repeated, flag::REPEATED)
             | bit(self.applied, flag::APPLIED)
+            | bit(fold.is_held(), flag::HELD)
     }
 
     /// Puts the bits of the column `flags` back.
@@ -175,6 +178,9 @@ fn state_number(state: RouteState) -> u64 {
     }
 }
 
+/// Of a route's state: the delivery was held. Above the state's two bits and the count of failures inside the node.
+const HELD: u64 = 1 << 34;
+
 fn put(out: &mut Vec<u8>, mut n: u64) {
     while n >= 0x80 {
         out.push((n as u8) | 0x80);
@@ -213,7 +219,8 @@ pub fn pack_routes(seq: Seq, routes: &[Route], mut name: impl FnMut(&str) -> rus
         put(&mut out, name(&route.name)? as u64);
         put(&mut out, u64::from(route.progress.attempts));
         // The failures inside the node above the state's two bits: nearly always none.
-        put(&mut out, state_number(route.progress.state) | (u64::from(route.progress.inside) << 2));
+        let held = if route.progress.held { HELD } else { 0 };
+        put(&mut out, state_number(route.progress.state) | (u64::from(route.progress.inside) << 2) | held);
         put(&mut out, if route.by == 0 { 0 } else { zigzag(seq, route.by).wrapping_add(1) });
     }
     Ok(out)
@@ -231,14 +238,15 @@ pub fn unpack_routes(
         else {
             break;
         };
-        let inside = u32::try_from(state >> 2).unwrap_or(u32::MAX);
+        let held = state & HELD != 0;
+        let inside = u32::try_from((state & (HELD - 1)) >> 2).unwrap_or(u32::MAX);
         let state = match state & 3 {
             1 => RouteState::Delivered,
             2 => RouteState::Parked,
             3 => RouteState::Failed,
             _ => RouteState::Waiting,
         };
-        let progress = RouteProgress { attempts: u32::try_from(attempts).unwrap_or(u32::MAX), state, inside };
+        let progress = RouteProgress { attempts: u32::try_from(attempts).unwrap_or(u32::MAX), state, inside, held };
         let by = if by == 0 { 0 } else { unzigzag(seq, by - 1) };
         routes.push(Route { name: name(n as i64)?, progress, by });
     }
@@ -276,11 +284,20 @@ mod tests {
         let facts = vec![3, 100, 101, 5_000_000_000];
         assert_eq!(unpack_facts(100, &pack_facts(100, &facts)), facts);
         let routes = vec![
-            Route { name: "a".into(), progress: RouteProgress { attempts: 300, state: RouteState::Parked, inside: 10 }, by: 90 },
+            Route {
+                name: "a".into(),
+                progress: RouteProgress { attempts: 300, state: RouteState::Parked, inside: 10, held: false },
+                by: 90,
+            },
+            Route {
+                name: "b".into(),
+                progress: RouteProgress { attempts: 3, state: RouteState::Waiting, inside: u32::MAX, held: true },
+                by: 91,
+            },
             Route { name: "b".into(), progress: RouteProgress::default(), by: 0 },
             Route {
                 name: "a".into(),
-                progress: RouteProgress { attempts: 1, state: RouteState::Failed, inside: 0 },
+                progress: RouteProgress { attempts: 1, state: RouteState::Failed, inside: 0, held: true },
                 by: 1 << 40,
             },
         ];

@@ -294,10 +294,10 @@ impl Writer {
         self.core.follower.wake();
     }
 
-    /// Own messages, for what other nodes write of them.
+    /// New messages, whoever accepted them: for what is written of them, and so that none is written a second time (see [`super::once`]).
     fn remember(&self, group: &[Queued]) {
-        let own = group.iter().filter(|r| r.elsewhere.is_none()).filter_map(|r| Some((r.seq, r.fact.as_ref()?)));
-        let new = own.filter(|(_, fact)| matches!(fact.kind, kind::ACCEPTED | kind::REFUSED));
+        let facts = group.iter().filter_map(|r| Some((r.seq, r.fact.as_ref()?)));
+        let new = facts.filter(|(_, fact)| matches!(fact.kind, kind::ACCEPTED | kind::REFUSED));
         self.core.recents.add(new.map(|(seq, fact)| (MessageId(uuid::Uuid::from_bytes(fact.id)), seq)));
     }
 

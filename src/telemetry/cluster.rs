@@ -22,9 +22,18 @@ static STREAM_FAILURES: LazyLock<Counter> =
     LazyLock::new(|| counter("ledger_stream_failures", "Times that shipping to, or reading from, the ledger stream failed"));
 static TAKEN: LazyLock<Counter> =
     LazyLock::new(|| counter("partitions_taken", "Times that this node became active on a partition"));
+static HELD: LazyLock<Counter> = LazyLock::new(|| {
+    counter("deliveries_held", "Deliveries taken out of the broker's queues by this node to wait in the ledger")
+});
+static IN_LEDGER: LazyLock<Gauge> = LazyLock::new(|| {
+    let help = "Deliveries of the domain that wait in the ledger instead of in the broker's queues, as this node knows";
+    register("held", help, Gauge::default())
+});
 static ENDED: LazyLock<Counter> = LazyLock::new(|| counter("consumer_failures", "Times that a partition's consumer ended"));
 static SPOOLED: LazyLock<Gauge> =
     LazyLock::new(|| register("spooled", "Messages accepted here that the broker does not have yet", Gauge::default()));
+static EPOCH: LazyLock<Gauge> =
+    LazyLock::new(|| register("partitions_epoch", "Epoch of the domain's partitions that this node follows", Gauge::default()));
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Kind {
     kind: &'static str,
@@ -36,10 +45,12 @@ static UNUSABLE: LazyLock<Family<Kind, Gauge>> = LazyLock::new(|| {
 
 /// Registers the metrics that nothing has touched yet.
 pub(super) fn touch() {
-    for counter in [&SHIPPED, &GAPS, &HOLES, &STREAM_FAILURES, &TAKEN, &ENDED] {
+    for counter in [&SHIPPED, &GAPS, &HOLES, &STREAM_FAILURES, &TAKEN, &ENDED, &HELD] {
         LazyLock::force(counter);
     }
     LazyLock::force(&SPOOLED);
+    LazyLock::force(&EPOCH);
+    LazyLock::force(&IN_LEDGER);
     LazyLock::force(&UNUSABLE);
 }
 
@@ -168,6 +179,48 @@ impl SameName<'_> {
     }
 }
 
+/// Deliveries are taken out of the broker's queue, to wait in the ledger. Metric only.
+pub struct Held {
+    pub messages: usize,
+}
+
+impl Held {
+    pub fn emit(self) {
+        HELD.inc_by(self.messages as u64);
+    }
+}
+
+/// How many wait there. Metric only.
+pub struct InLedger {
+    pub messages: u64,
+}
+
+impl InLedger {
+    pub fn emit(self) {
+        IN_LEDGER.set(i64::try_from(self.messages).unwrap_or(i64::MAX));
+    }
+}
+
+/// A partition of a route was taken over, with what the ledger holds for it.
+pub struct HeldLoaded<'a> {
+    pub channel: &'a str,
+    pub route: &'a str,
+    pub messages: usize,
+}
+
+impl HeldLoaded<'_> {
+    pub fn emit(self) {
+        if self.messages > 0 {
+            tracing::info!(
+                channel = self.channel,
+                route = self.route,
+                messages = self.messages,
+                "takes on deliveries that wait in the ledger"
+            );
+        }
+    }
+}
+
 /// This node works on a partition now.
 pub struct PartitionTaken<'a> {
     pub queue: &'a str,
@@ -177,6 +230,59 @@ impl PartitionTaken<'_> {
     pub fn emit(self) {
         TAKEN.inc();
         tracing::debug!(queue = self.queue, "active on this partition");
+    }
+}
+
+/// A queue of an epoch that ends has run empty.
+pub struct QueueDrained<'a> {
+    pub queue: &'a str,
+}
+
+impl QueueDrained<'_> {
+    pub fn emit(self) {
+        tracing::debug!(queue = self.queue, "nothing of the epoch before is left in this queue");
+    }
+}
+
+/// The number of partitions is being changed: a step of it.
+pub struct LayoutStep<'a> {
+    pub epoch: u64,
+    pub partitions: u16,
+    /// See `Stage::word`.
+    pub stage: &'a str,
+}
+
+impl LayoutStep<'_> {
+    pub fn emit(self) {
+        EPOCH.set(i64::try_from(self.epoch).unwrap_or(i64::MAX));
+        tracing::info!(epoch = self.epoch, partitions = self.partitions, stage = self.stage, "the domain's partitions");
+    }
+}
+
+/// The layout cannot be kept, or not be followed.
+pub struct LayoutProblem<'a> {
+    pub error: &'a str,
+}
+
+impl LayoutProblem<'_> {
+    pub fn emit(self) {
+        tracing::error!(error = self.error, "the domain's partitions are not followed");
+    }
+}
+
+/// A queue of the epoch before has been removed, or not.
+pub struct QueueRemoved<'a> {
+    pub queue: &'a str,
+    /// Why not.
+    pub error: Option<&'a str>,
+}
+
+impl QueueRemoved<'_> {
+    pub fn emit(self) {
+        match self.error {
+            None => tracing::info!(queue = self.queue, "removed, empty: its epoch is over"),
+            Some(error) => tracing::warn!(queue = self.queue, error, "a queue of an epoch that is over cannot be removed"),
+        }
     }
 }
 
@@ -238,13 +344,13 @@ impl ConsumerEnded<'_> {
 
 /// No broker takes messages: they are accepted into this node's own log.
 pub struct Spooling<'a> {
-    pub queue: &'a str,
+    pub channel: &'a str,
 }
 
 impl Spooling<'_> {
     pub fn emit(self) {
         tracing::warn!(
-            queue = self.queue,
+            channel = self.channel,
             "no broker takes messages: accepting into this node's own log; keep this node and its disk"
         );
     }
@@ -252,12 +358,12 @@ impl Spooling<'_> {
 
 /// Everything that was accepted into this node's own log is with the broker.
 pub struct Spooled<'a> {
-    pub queue: &'a str,
+    pub channel: &'a str,
 }
 
 impl Spooled<'_> {
     pub fn emit(self) {
-        tracing::info!(queue = self.queue, "what was accepted here while no broker answered has been handed on");
+        tracing::info!(channel = self.channel, "what was accepted here while no broker answered has been handed on");
     }
 }
 

@@ -151,6 +151,32 @@ pub fn dig(server: SocketAddr, name: &str, kind: &str) -> Vec<String> {
     text.lines().filter(|line| !line.starts_with(';')).map(str::to_owned).collect()
 }
 
+/// A resource record of an answer.
+#[derive(Clone, Debug)]
+pub struct Record {
+    pub name: String,
+    /// Seconds.
+    pub ttl: u64,
+    pub kind: String,
+    pub data: String,
+}
+
+/// The records of a DNS server's answer and what it adds to it; empty when it gives nothing.
+pub fn records(server: SocketAddr, name: &str, kind: &str) -> Vec<Record> {
+    let at = format!("@{}", server.ip());
+    let port = server.port().to_string();
+    let mut command = Command::new("dig");
+    command.args(["+noall", "+answer", "+additional", "+time=1", "+tries=2", "-p", &port, &at, name, kind]).stdin(Stdio::null());
+    let output = command.output().expect("dig runs");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let record = |line: &str| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let [name, ttl, "IN", kind, data @ ..] = &words[..] else { return None };
+        Some(Record { name: (*name).into(), ttl: ttl.parse().ok()?, kind: (*kind).into(), data: data.join(" ") })
+    };
+    text.lines().filter(|line| !line.starts_with(';')).filter_map(record).collect()
+}
+
 /// The servers.
 pub struct Servers {
     pub all: Vec<Agent>,

@@ -5,12 +5,14 @@
 //! - [`broker`]: RabbitMQ 3.10 or 4, formed into a cluster
 //! - [`consul`]: servers, agents (plain, or caching names as on an appliance), `dig`
 //! - [`node`]: the program under test on a machine, and names that senders look up
+//! - [`balancer`]: haproxy and nginx in front of nodes, as `hie lb render` configures them
 //! - [`chaos`]: kills and cuts at random moments; [`judge`]: what every node must tell of every message
 //!
 //! Machines: `r1`… brokers, `c1`… Consul servers, `n1`… nodes, each with a Consul agent, and `s1`, the senders' resolver.
 //! Needs root, and Debian's packages, which are installed when they are missing.
 #![allow(dead_code, unused_imports)] // each test uses a part of it
 
+pub mod balancer;
 pub mod broker;
 pub mod chaos;
 pub mod consul;
@@ -18,7 +20,8 @@ pub mod judge;
 pub mod net;
 pub mod node;
 
-pub use broker::{Broker, Brokers, Release, Settings};
+pub use balancer::Balancer;
+pub use broker::{Broker, Brokers, Memory, Release, Settings};
 pub use consul::{Agent, Kind, Servers};
 pub use net::{Machine, Net};
 
@@ -33,13 +36,15 @@ pub struct Plan {
     pub servers: usize,
     /// Machines for nodes, each with an agent.
     pub nodes: usize,
+    /// Names of further machines, for other programs.
+    pub others: Vec<String>,
     /// Further keys of every Consul agent's configuration (ACL, TLS).
     pub consul: Value,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { brokers: 3, settings: Settings::default(), servers: 3, nodes: 3, consul: json!({}) }
+        Self { brokers: 3, settings: Settings::default(), servers: 3, nodes: 3, others: vec![], consul: json!({}) }
     }
 }
 
@@ -62,7 +67,7 @@ impl Cluster {
         let begin = Instant::now();
         let names = |letter: char, n: usize| (1..=n).map(|k| format!("{letter}{k}")).collect::<Vec<_>>();
         let (r, c, n) = (names('r', plan.brokers), names('c', plan.servers), names('n', plan.nodes));
-        let net = Net::new(&[&r[..], &c, &n, &["s1".to_owned()]].concat());
+        let net = Net::new(&[&r[..], &c, &n, &["s1".to_owned()], &plan.others].concat());
         let laid = begin.elapsed();
         let mut brokers = Brokers::spawn(&net, &r, plan.settings);
         let servers = Servers::spawn(&net, &c, &plan.consul);

@@ -1,13 +1,13 @@
 //! Nodes on machines of the cluster, and the names by which senders find them.
 
-use super::consul::dig;
+use super::consul::{dig, records};
 use super::{Cluster, Machine};
 use crate::harness::sender::Lookup;
 use crate::harness::{Behaviour, Builder, Receiver, Rng};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 impl Cluster {
     /// A node for the machine `n<number>`, with the usual ports on its address; nothing is started. The caller adds
@@ -52,6 +52,49 @@ impl Cluster {
         let resolver = self.resolver.as_ref().expect("a cluster with Consul").dns();
         lookup(resolver, name, port)
     }
+}
+
+/// What `name` stands for by its SRV records, asked again at this DNS server when the answer's time to live is over; another target
+/// first each time.
+pub fn services(server: SocketAddr, name: &str) -> Lookup {
+    let name = name.to_owned();
+    kept(move || {
+        let all = records(server, &name, "SRV");
+        let address = |target: &str| all.iter().find(|r| r.kind == "A" && r.name == target)?.data.parse().ok();
+        let found = all.iter().filter(|r| r.kind == "SRV").filter_map(|record| {
+            let words: Vec<_> = record.data.split(' ').collect();
+            let (port, target) = (words.get(2)?.parse().ok()?, words.get(3)?);
+            Some((SocketAddr::new(address(target)?, port), record.ttl))
+        });
+        found.collect()
+    })
+}
+
+/// The same by its A records, with this port.
+pub fn addresses(server: SocketAddr, name: &str, port: u16) -> Lookup {
+    let name = name.to_owned();
+    kept(move || {
+        let all = records(server, &name, "A");
+        all.iter().filter_map(|r| Some((SocketAddr::new(r.data.parse().ok()?, port), r.ttl))).collect()
+    })
+}
+
+fn kept(ask: impl Fn() -> Vec<(SocketAddr, u64)> + Send + Sync + 'static) -> Lookup {
+    let last: Mutex<(Vec<SocketAddr>, Option<Instant>)> = Mutex::default();
+    let turn = AtomicUsize::new(0);
+    Lookup(Arc::new(move || {
+        let mut last = last.lock().unwrap_or_else(|e| e.into_inner());
+        if last.0.is_empty() || last.1.is_none_or(|until| Instant::now() >= until) {
+            let mut found = ask();
+            found.sort();
+            let ttl = found.iter().map(|(_, ttl)| *ttl).min().unwrap_or(0);
+            *last = (found.into_iter().map(|(to, _)| to).collect(), Some(Instant::now() + Duration::from_secs(ttl)));
+        }
+        let mut answers = last.0.clone();
+        let first = turn.fetch_add(1, Ordering::Relaxed) % answers.len().max(1);
+        answers.rotate_left(first);
+        answers
+    }))
 }
 
 /// What `name` stands for, asked anew at this DNS server each time, with this port; another address first each time, so that

@@ -43,6 +43,8 @@ struct State {
     http: bool,
     up: AtomicBool,
     behaviour: Mutex<Behaviour>,
+    /// Beginnings of keys whose messages are answered AE.
+    refused: Mutex<Vec<String>>,
     rng: Mutex<Rng>,
     arrivals: Mutex<Vec<Arrival>>,
     others: Mutex<Vec<Other>>,
@@ -87,6 +89,7 @@ impl Receiver {
             http,
             up: AtomicBool::new(false),
             behaviour: Mutex::new(behaviour),
+            refused: Mutex::default(),
             rng: Mutex::new(rng),
             arrivals: Mutex::default(),
             others: Mutex::default(),
@@ -107,6 +110,11 @@ impl Receiver {
 
     pub fn behave(&self, behaviour: Behaviour) {
         *lock(&self.state.behaviour) = behaviour;
+    }
+
+    /// Answers AE (HTTP: 400) to all harness messages whose key begins with one of these; other messages as it behaves.
+    pub fn refuse(&self, keys: &[&str]) {
+        *lock(&self.state.refused) = keys.iter().map(|key| (*key).to_owned()).collect();
     }
 
     /// Listens (again).
@@ -227,9 +235,13 @@ impl State {
     /// Decides, and writes down what came before anything is answered.
     fn take(&self, message: &[u8]) -> Verdict {
         let behaviour = *lock(&self.behaviour);
+        let tag = Tag::of(message);
+        let refused = tag.as_ref().is_some_and(|tag| lock(&self.refused).iter().any(|key| tag.key.starts_with(key)));
         let verdict = {
             let mut rng = lock(&self.rng);
-            if rng.chance(behaviour.close) {
+            if refused {
+                Verdict::Error
+            } else if rng.chance(behaviour.close) {
                 Verdict::Close
             } else if rng.chance(behaviour.reject) {
                 Verdict::Reject
@@ -244,7 +256,7 @@ impl State {
             }
         };
         let accepted = matches!(verdict, Verdict::Accept);
-        match Tag::of(message) {
+        match tag {
             Some(tag) => lock(&self.arrivals).push(Arrival { tag, accepted }),
             None if self.keep_others.load(Ordering::SeqCst) => lock(&self.others).push(message.to_vec()),
             None => {}

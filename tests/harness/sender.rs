@@ -41,6 +41,8 @@ pub struct Load {
     pub keys: usize,
     /// Messages a second over all connections; `None`: as fast as it goes.
     pub rate: Option<f64>,
+    /// Between an acknowledgment and the next message, in place of a rate: nothing is made up for.
+    pub pause: Duration,
     /// Messages per connection; `None`: until stopped.
     pub count: Option<u64>,
     /// Size of a message in bytes, about.
@@ -49,6 +51,9 @@ pub struct Load {
     pub timeout: Duration,
     /// Patience for one address to accept a connection.
     pub connect: Duration,
+    /// Looks before each message whether the node has ended the connection meanwhile, as HTTP clients with a pool and MLLP senders
+    /// that read all the time do; else the message is written into it and has to be sent again.
+    pub looks: bool,
     /// Distinguishes the keys and control ids of several loads in one test.
     pub name: String,
     pub seed: u64,
@@ -61,10 +66,12 @@ impl Load {
             connections: 8,
             keys: 4,
             rate: None,
+            pause: Duration::ZERO,
             count: None,
             size: 1000,
             timeout: Duration::from_secs(10),
             connect: Duration::from_secs(5),
+            looks: false,
             name: "L".into(),
             seed: 1,
         }
@@ -122,6 +129,10 @@ pub struct Sent {
     pub reconnects: u64,
     /// Connections refused or cut while being made.
     pub connect_failures: u64,
+    /// Messages written that got no answer: the connection ended, or patience did.
+    pub unanswered: u64,
+    /// Of the last two, the first some with their time and cause.
+    pub troubles: Vec<String>,
     /// Names that gave no address.
     pub unresolved: u64,
     /// Negative answers by code (`AE`, `AR`, `503`, …) and how often.
@@ -141,6 +152,8 @@ impl Sent {
         self.sent_again += other.sent_again;
         self.reconnects += other.reconnects;
         self.connect_failures += other.connect_failures;
+        self.unanswered += other.unanswered;
+        self.troubles.extend(other.troubles);
         self.unresolved += other.unresolved;
         for (code, n) in other.refused {
             *self.refused.entry(code).or_default() += n;
@@ -148,6 +161,13 @@ impl Sent {
         self.violations.extend(other.violations);
         self.latencies_us.extend(other.latencies_us);
         self.digests.extend(other.digests);
+    }
+
+    fn trouble(&mut self, id: &str, took: Duration, error: &io::Error) {
+        if self.troubles.len() < 20 {
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+            self.troubles.push(format!("{id} at {:.3}, after {took:.1?}: {error}", now.as_secs_f64()));
+        }
     }
 
     /// The latency that the share `p` (0 to 1) of the acknowledged stayed below.
@@ -194,6 +214,19 @@ enum Connection {
     Http(Client),
 }
 
+impl Connection {
+    /// The other side has ended it, or sent what was not asked for.
+    fn ended(&self) -> bool {
+        let stream = match self {
+            Self::Mllp(stream, _) => stream,
+            Self::Http(client) => client.stream(),
+        };
+        let looked = stream.set_nonblocking(true).and_then(|()| stream.peek(&mut [0]));
+        let _ = stream.set_nonblocking(false);
+        !looked.is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock)
+    }
+}
+
 enum Answer {
     Taken,
     /// The code.
@@ -235,6 +268,7 @@ impl Sender {
             if !self.deliver(&mut connection, &tag, &message) {
                 return;
             }
+            std::thread::sleep(self.load.pause);
         }
     }
 
@@ -277,13 +311,20 @@ impl Sender {
                     self.log.violations.push(format!("{}: {what}", tag.id));
                     *connection = None;
                 }
-                Err(_) => *connection = None,
+                Err(error) => {
+                    self.log.unanswered += 1;
+                    self.log.trouble(&tag.id, begin.elapsed(), &error);
+                    *connection = None;
+                }
             }
         }
         false
     }
 
     fn connected<'c>(&mut self, connection: &'c mut Option<Connection>) -> Option<&'c mut Connection> {
+        if self.load.looks && connection.as_ref().is_some_and(Connection::ended) {
+            *connection = None;
+        }
         if connection.is_none() {
             let addresses = match &self.load.via {
                 Via::Mllp(to) | Via::Http(to, _) => vec![*to],
@@ -291,6 +332,7 @@ impl Sender {
             };
             self.log.unresolved += u64::from(addresses.is_empty());
             for to in addresses {
+                let begin = Instant::now();
                 match connect(&self.load, to) {
                     Ok(open) => {
                         if !self.log.attempted.is_empty() {
@@ -299,7 +341,10 @@ impl Sender {
                         *connection = Some(open);
                         break;
                     }
-                    Err(_) => self.log.connect_failures += 1,
+                    Err(error) => {
+                        self.log.connect_failures += 1;
+                        self.log.trouble(&format!("{}{} to {to}", self.load.name, self.number), begin.elapsed(), &error);
+                    }
                 }
             }
             if connection.is_none() {

@@ -1,9 +1,11 @@
 //! Ledgers that ship what they wrote to each other: every transaction is found in all of them, whatever comes twice, stops or is killed.
 
+mod held;
 mod killed;
 #[path = "../ledger_support/mod.rs"]
 mod ledger_support;
 mod lost;
+mod twice;
 
 use hie::channel::Storage;
 use hie::engine::fact::{BodyRef, Keeper, Outcome, RouteState, Status, What};

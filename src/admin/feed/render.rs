@@ -56,6 +56,7 @@ fn kind(what: &What) -> Option<&'static str> {
         What::Step { .. } => "step",
         What::Forwarded => "forwarded",
         What::Repeated { .. } => "repeated",
+        What::Held { .. } => "held",
         // The same transaction under another number: nothing happened to the message.
         What::Carried { .. } => return None,
     })
@@ -80,7 +81,7 @@ pub(super) fn event(out: &mut Vec<u8>, seq: Seq, fact: &Fact, channel: &str, cli
     match &fact.what {
         What::Accepted(accepted) => event.mode = Some(if accepted.mode == Mode::Proxy { "proxy" } else { "queue" }),
         What::Attempt(attempt) => attempted(&mut event, attempt),
-        What::Requeued { route } | What::Discarded { route } => event.route = Some(route),
+        What::Requeued { route } | What::Discarded { route } | What::Held { route } => event.route = Some(route),
         What::Responded { status, .. } => event.status = Some(*status),
         _ => {}
     }

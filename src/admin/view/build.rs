@@ -164,6 +164,7 @@ fn event(fact: &Fact, what: &What) -> Option<Event> {
         What::Unknown => ("interrupted while with the upstream", ""),
         What::Carried { .. } => ("carried on into a younger segment", ""),
         What::Forwarded => ("handed on to the broker", ""),
+        What::Held { route } => ("taken out of the broker's queue to wait in the ledger", route.as_str()),
         _ => return None,
     };
     Some(Event { timestamp: timestamp(fact.at), what: what.into(), route: route.into() })

@@ -52,6 +52,9 @@ pub(super) fn print(cluster: &Value) -> Result<(), Failure> {
             output::print(format!("{what}: {error}"))?;
         }
     }
+    if let Some(change) = change(&transport["layout"]) {
+        output::print(change)?;
+    }
     let queues = grouped(transport);
     if queues.is_empty() {
         return Ok(());
@@ -71,6 +74,20 @@ pub(super) fn print(cluster: &Value) -> Result<(), Failure> {
     }
     output::print("")?;
     output::print_table(&table)
+}
+
+/// How far a change of the number of partitions is; `None`: none is under way.
+fn change(layout: &Value) -> Option<String> {
+    let before = layout.get("previous").filter(|p| !p.is_null())?;
+    let waits: Vec<&str> = layout["waits_for"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let waits = if waits.is_empty() { String::new() } else { format!("; waits for {}", waits.join(", ")) };
+    Some(format!(
+        "partitions: from {} to {}, {}, {} old queues are not empty{waits}",
+        text(before, &["partitions"]),
+        text(layout, &["partitions"]),
+        text(layout, &["stage"]),
+        text(layout, &["not_drained"]),
+    ))
 }
 
 /// By channel and route.

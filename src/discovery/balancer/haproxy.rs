@@ -11,7 +11,7 @@ pub(super) fn render(pools: &[Pool], wish: &Wish) -> String {
         "# hie lb render haproxy, domain {}. Nodes that come or go: render again and reload.\n\
          # What is logged holds no URL and nothing of a message.\n\
          global\n    log /dev/log local0\n\n\
-         defaults\n    log global\n    option dontlognull\n    option redispatch\n    retries 3\n    timeout connect 3s\n    timeout queue 30s\n    \
+         defaults\n    log global\n    option dontlognull\n    option redispatch 1\n    retries 3\n    timeout connect 3s\n    timeout queue 30s\n    \
          timeout check 2s\n",
         wish.domain
     );

@@ -5,8 +5,12 @@ use std::{future::Future, io, net::SocketAddr, time::Duration};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-/// Accepts until `drain` is cancelled, calling `taken` for each connection. Returning drops this listener only:
-/// whoever owns the socket's other descriptor keeps what waits in its accept queue.
+/// What is taken at most of what waits when the drain begins.
+const WAITING: usize = 4096;
+
+/// Accepts until `drain` is cancelled, calling `taken` for each connection, and then what waits at that moment: its makers have been told
+/// that they are connected, and may have sent a message. Returning drops this listener only: whoever owns the
+/// socket's other descriptor keeps what comes to its accept queue afterwards.
 pub(super) async fn accept_until(
     listener: TcpListener,
     name: &str,
@@ -17,7 +21,7 @@ pub(super) async fn accept_until(
     loop {
         let accepted = tokio::select! {
             biased;
-            () = &mut drained => return,
+            () = &mut drained => return rest(listener, taken),
             accepted = listener.accept() => accepted,
         };
         match accepted {
@@ -26,9 +30,26 @@ pub(super) async fn accept_until(
             Err(error) => {
                 AcceptFailed { listener: name, error: &error }.emit();
                 if sleep_or(Duration::from_millis(100), drained.as_mut()).await {
-                    return;
+                    return rest(listener, taken);
                 }
             }
+        }
+    }
+}
+
+/// Takes what waits. Asks the kernel itself: what the runtime knows may be a moment old.
+fn rest(listener: TcpListener, mut taken: impl FnMut(TcpStream, SocketAddr)) {
+    let Ok(listener) = listener.into_std() else { return };
+    for _ in 0..WAITING {
+        match listener.accept() {
+            Ok((stream, peer)) => {
+                if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
+                    taken(stream, canonical(peer));
+                }
+            }
+            Err(error) if is_peers_fault(&error) => {}
+            // Nothing waits any more, or the socket has no more to give.
+            Err(_) => return,
         }
     }
 }

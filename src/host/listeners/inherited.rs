@@ -10,10 +10,14 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-/// `PID;FD=NAME;FD=NAME…`: what the process before an upgrade hands over. systemd's own variables ask for
+/// `PID;FD=NAME;FD=NAME…`: what the process before an upgrade hands over, with [`KEPT`] behind the names of sockets that systemd has
+/// too. systemd's own variables ask for
 /// descriptors from 3 upwards without gaps; moving ours there would close what the process still needs if the
 /// upgrade fails at its last step.
 pub(crate) const VARIABLE: &str = "HIE_LISTEN_FDS";
+
+/// What stands behind the name of a socket that systemd has too.
+pub(crate) const KEPT: &str = "=systemd";
 
 /// Who handed a socket over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +35,8 @@ pub struct Inherited {
     pub name: String,
     /// By whom.
     pub source: Source,
+    /// systemd has it too, and what waits on it when this process has ended is served by the next one.
+    pub kept: bool,
     /// The socket.
     pub socket: TcpListener,
 }
@@ -51,8 +57,8 @@ pub fn inherited() -> Vec<Inherited> {
     }
     let mut found = vec![];
     if let Ok(text) = env::var(VARIABLE) {
-        for (fd, name) in upgraded(&text, std::process::id()) {
-            found.extend(adopt(fd, name, Source::Upgrade));
+        for (fd, name, kept) in upgraded(&text, std::process::id()) {
+            found.extend(adopt(fd, name, Source::Upgrade, kept));
         }
     }
     // After an upgrade systemd's variables are gone (see `upgrade`): each socket is found once.
@@ -61,21 +67,22 @@ pub fn inherited() -> Vec<Inherited> {
     if let Ok(fds) = sd_notify::listen_fds() {
         for (i, fd) in fds.enumerate() {
             let name = names.get(i).copied().unwrap_or_default().to_owned();
-            found.extend(adopt(fd, name, Source::Systemd));
+            found.extend(adopt(fd, name, Source::Systemd, true));
         }
     }
     found
 }
 
 /// The descriptors in [`VARIABLE`]; none when they were meant for another process.
-fn upgraded(text: &str, pid: u32) -> Vec<(RawFd, String)> {
+fn upgraded(text: &str, pid: u32) -> Vec<(RawFd, String, bool)> {
     let mut parts = text.split(';');
     if parts.next().and_then(|p| p.parse().ok()) != Some(pid) {
         return vec![];
     }
     let pair = |part: &str| {
         let (fd, name) = part.split_once('=')?;
-        Some((fd.parse().ok().filter(|fd| *fd > 2)?, name.to_owned()))
+        let own = name.strip_suffix(KEPT);
+        Some((fd.parse().ok().filter(|fd| *fd > 2)?, own.unwrap_or(name).to_owned(), own.is_some()))
     };
     parts.filter_map(pair).collect()
 }
@@ -83,7 +90,7 @@ fn upgraded(text: &str, pid: u32) -> Vec<(RawFd, String)> {
 /// Makes an inherited descriptor ours: closed on exec, owned once. What is no listening TCP socket is left alone: where
 /// the starter's count is wrong, the number may by now be something of this process's own.
 #[allow(unsafe_code)]
-fn adopt(fd: RawFd, name: String, source: Source) -> Option<Inherited> {
+fn adopt(fd: RawFd, name: String, source: Source, kept: bool) -> Option<Inherited> {
     // The kernel hands descriptors over as bare numbers, so somebody has to say that they are ours: no safe
     // function does. A number that is not open is caught here, before it can be owned.
     std::fs::symlink_metadata(format!("/proc/self/fd/{fd}")).ok()?;
@@ -100,7 +107,7 @@ fn adopt(fd: RawFd, name: String, source: Source) -> Option<Inherited> {
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     let socket = TcpListener::from(fd);
     let _ = SockRef::from(&socket).set_cloexec(true);
-    Some(Inherited { name, source, socket })
+    Some(Inherited { name, source, kept, socket })
 }
 
 fn listens(socket: &SockRef<'_>) -> bool {
@@ -122,8 +129,8 @@ mod tests {
 
     #[test]
     fn descriptors_are_read_only_by_the_process_they_are_meant_for() {
-        let text = "17;7=http;9=mllp:a;x=y;2=stderr;11";
-        assert_eq!(upgraded(text, 17), [(7, "http".to_owned()), (9, "mllp:a".to_owned())]);
+        let text = "17;7=http;9=mllp:a=systemd;x=y;2=stderr;11";
+        assert_eq!(upgraded(text, 17), [(7, "http".to_owned(), false), (9, "mllp:a".to_owned(), true)]);
         assert!(upgraded(text, 18).is_empty());
         assert!(upgraded("", 17).is_empty());
     }

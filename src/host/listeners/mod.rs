@@ -5,6 +5,7 @@
 //! only ever get clones: one that panics and starts again finds its queue as it was.
 
 mod bind;
+mod close;
 mod inherited;
 
 #[cfg(test)]
@@ -12,8 +13,9 @@ mod tests;
 
 use crate::telemetry::host::{ListenerElsewhere, ListenerOpen, ListenerUnused};
 pub use bind::ListenError;
-pub(super) use inherited::VARIABLE;
+pub use close::HANDSHAKE;
 pub use inherited::{Inherited, Source, inherited};
+pub(super) use inherited::{KEPT, VARIABLE};
 use std::{
     io,
     net::{SocketAddr, TcpListener},
@@ -46,8 +48,21 @@ struct Group {
     name: String,
     address: SocketAddr,
     instances: usize,
-    sockets: Vec<TcpListener>,
+    sockets: Vec<Socket>,
     inherited: bool,
+}
+
+#[derive(Debug)]
+struct Socket {
+    listener: TcpListener,
+    /// See [`Inherited::kept`].
+    kept: bool,
+}
+
+impl Socket {
+    fn own(listener: TcpListener) -> Self {
+        Self { listener, kept: false }
+    }
 }
 
 impl Listeners {
@@ -81,7 +96,7 @@ impl Listeners {
         let count = group.sockets.len();
         let mine = |i: usize| if count >= group.instances { i % group.instances == instance } else { i == instance % count };
         let mine = group.sockets.iter().enumerate().filter(|(i, _)| mine(*i));
-        mine.map(|(_, socket)| socket.try_clone()).collect()
+        mine.map(|(_, socket)| socket.listener.try_clone()).collect()
     }
 
     /// The first socket's clone: for listeners that one thread serves.
@@ -99,9 +114,9 @@ impl Listeners {
         self.groups.iter().map(|g| (g.name.as_str(), g.address))
     }
 
-    /// Every socket with its listener's name and descriptor.
-    pub(super) fn sockets(&self) -> impl Iterator<Item = (&str, RawFd, &TcpListener)> {
-        self.groups.iter().flat_map(|g| g.sockets.iter().map(|s| (g.name.as_str(), s.as_raw_fd(), s)))
+    /// Every socket with its listener's name, its descriptor, and whether systemd has it too.
+    pub(super) fn sockets(&self) -> impl Iterator<Item = (&str, RawFd, &TcpListener, bool)> {
+        self.groups.iter().flat_map(|g| g.sockets.iter().map(|s| (g.name.as_str(), s.listener.as_raw_fd(), &s.listener, s.kept)))
     }
 }
 
@@ -110,14 +125,14 @@ impl Group {
         let instances = want.instances.max(1);
         let (name, inherited) = (want.name.clone(), !given.is_empty());
         let failed = |source: io::Error| ListenError::new(&want.name, want.address, source);
-        let mut sockets: Vec<TcpListener> = given.into_iter().map(|g| g.socket).collect();
+        let mut sockets: Vec<Socket> = given.into_iter().map(|g| Socket { listener: g.socket, kept: g.kept }).collect();
         let address = match sockets.first() {
             Some(first) => {
-                let address = first.local_addr().map_err(failed)?;
+                let address = first.listener.local_addr().map_err(failed)?;
                 // More instances than before the upgrade: their own queues where the kernel allows, else shared ones.
-                while sockets.len() < instances && bind::shares_port(&sockets[0]) {
+                while sockets.len() < instances && bind::shares_port(&sockets[0].listener) {
                     match bind::listen(address, BACKLOG) {
-                        Ok(socket) => sockets.push(socket),
+                        Ok(socket) => sockets.push(Socket::own(socket)),
                         Err(_) => break,
                     }
                 }
@@ -127,15 +142,15 @@ impl Group {
                 bind::probe(want.address).map_err(failed)?;
                 let first = bind::listen(want.address, BACKLOG).map_err(failed)?;
                 let address = first.local_addr().map_err(failed)?;
-                sockets.push(first);
+                sockets.push(Socket::own(first));
                 while sockets.len() < instances {
-                    sockets.push(bind::listen(address, BACKLOG).map_err(failed)?);
+                    sockets.push(Socket::own(bind::listen(address, BACKLOG).map_err(failed)?));
                 }
                 address
             }
         };
         for socket in &sockets {
-            socket.set_nonblocking(true).map_err(failed)?;
+            socket.listener.set_nonblocking(true).map_err(failed)?;
         }
         Ok(Self { name, address, instances, sockets, inherited })
     }

@@ -1,12 +1,12 @@
 use super::*;
-use std::{io::Write, net::TcpStream};
+use std::{io::Write, net::TcpStream, time::Duration};
 
 fn wanted(name: &str, instances: usize) -> Wanted {
     Wanted { name: name.into(), address: ([127, 0, 0, 1], 0).into(), instances }
 }
 
 fn given(name: &str, source: Source, address: SocketAddr) -> Inherited {
-    Inherited { name: name.into(), source, socket: bind::listen(address, 16).expect("listens") }
+    Inherited { name: name.into(), source, kept: source == Source::Systemd, socket: bind::listen(address, 16).expect("listens") }
 }
 
 fn any() -> SocketAddr {
@@ -102,7 +102,37 @@ fn more_sockets_than_instances_are_all_served_and_fewer_are_shared() {
 
     // A socket that does not share its port cannot be joined by another.
     let alone = std::net::TcpListener::bind(any()).expect("binds");
-    let alone = Inherited { name: "http".into(), source: Source::Systemd, socket: alone };
+    let alone = Inherited { name: "http".into(), source: Source::Systemd, kept: true, socket: alone };
     let listeners = Listeners::open(&[wanted("http", 3)], vec![alone]).expect("opens");
     assert_eq!([0, 1, 2].map(|i| listeners.of("http", i).expect("clones").len()), [1, 1, 1]);
+}
+
+#[test]
+fn whoever_is_connected_is_accepted_and_whoever_comes_later_is_refused() {
+    let soon = Duration::from_secs(5);
+    let systemd = given("mllp:s", Source::Systemd, any());
+    let kept = systemd.address().expect("an address");
+    let all = [wanted("http", 2), Wanted { address: kept, ..wanted("mllp:s", 1) }, wanted("health", 1)];
+    let listeners = Listeners::open(&all, vec![systemd]).expect("opens");
+    let (http, health) = (listeners.address("http").expect("is there"), listeners.address("health").expect("is there"));
+    let waiting: Vec<_> = (0..8).map(|_| TcpStream::connect_timeout(&http, soon).expect("connects")).collect();
+    listeners.hold_off();
+    let late = std::thread::spawn(move || TcpStream::connect_timeout(&http, Duration::from_secs(20)));
+    let unanswered = TcpStream::connect_timeout(&http, Duration::from_millis(300)).expect_err("nobody new");
+    assert_eq!(unanswered.kind(), std::io::ErrorKind::TimedOut);
+    let mut accepted = 0;
+    for socket in (0..2).flat_map(|instance| listeners.of("http", instance).expect("clones")) {
+        while socket.accept().is_ok() {
+            accepted += 1;
+        }
+    }
+    assert_eq!(accepted, waiting.len(), "all that were connected, and nobody who came later");
+    listeners.close();
+    // It asks again after a second.
+    let refused = late.join().expect("ends").expect_err("refused");
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    assert_eq!(TcpStream::connect_timeout(&http, soon).expect_err("refused").kind(), std::io::ErrorKind::ConnectionRefused);
+    for goes_on in [kept, health] {
+        TcpStream::connect_timeout(&goes_on, soon).expect("what systemd has too, and health, go on");
+    }
 }

@@ -147,6 +147,47 @@ impl<T> Lanes<T> {
         all.filter(|(_, slot)| slot.as_ref().is_some_and(|s| wanted(&s.value))).map(|(at, _)| at as Place).collect()
     }
 
+    /// The places of the messages of all lanes in which somebody is blocked, and of those without a key that are blocked themselves: with a
+    /// message all that come before it are among them. Where lanes are tied together by a message with several keys, it is all messages.
+    pub fn blocked(&self, is_blocked: impl Fn(&T) -> bool) -> Vec<Place> {
+        let slot = |place: Place| self.slots.get(place as usize).and_then(Option::as_ref);
+        let alone = |s: &Slot<T>| matches!(s.keys, Keys::None) && is_blocked(&s.value);
+        let slots = self.slots.iter().enumerate();
+        let mut found: Vec<Place> = slots.filter(|(_, s)| s.as_ref().is_some_and(alone)).map(|(at, _)| at as Place).collect();
+        for lane in self.lanes.values() {
+            if lane.iter().any(|place| slot(*place).is_some_and(|s| is_blocked(&s.value))) {
+                found.extend(lane);
+            }
+        }
+        if found.iter().any(|place| slot(*place).is_some_and(|s| matches!(s.keys, Keys::Many(_)))) {
+            return self.places(|_| true);
+        }
+        found
+    }
+
+    /// Takes out all messages that `gone` holds for, in no particular order; who stood behind them moves up.
+    pub fn remove_all(&mut self, gone: impl Fn(&T) -> bool) -> Vec<T> {
+        let leaves: Vec<bool> = self.slots.iter().map(|slot| slot.as_ref().is_some_and(|s| gone(&s.value))).collect();
+        let stays = |place: &Place| !leaves.get(*place as usize).copied().unwrap_or(false);
+        self.ready.retain(stays);
+        let mut first = Vec::new();
+        self.lanes.retain(|_, lane| {
+            let before = lane.front().copied();
+            lane.retain(stays);
+            lane.shrink_to(lane.len() * 2);
+            first.extend(lane.front().copied().filter(|now| Some(*now) != before));
+            !lane.is_empty()
+        });
+        let mut taken = Vec::new();
+        for (at, slot) in self.slots.iter_mut().enumerate().filter(|(at, _)| leaves.get(*at) == Some(&true)) {
+            taken.extend(slot.take().map(|slot| slot.value));
+            self.free.push(at as Place);
+        }
+        first.into_iter().for_each(|place| self.unblock(place));
+        self.give_back();
+        taken
+    }
+
     /// Takes a message out of its lanes, wherever it stands; its successors move up.
     pub fn remove(&mut self, place: Place) -> Option<T> {
         let slot = self.slots.get_mut(place as usize)?.take()?;
@@ -158,11 +199,15 @@ impl<T> Lanes<T> {
             self.leave(*key, place);
         }
         self.free.push(place);
-        // Memory of a long backlog goes back when it is worked off.
+        self.give_back();
+        Some(slot.value)
+    }
+
+    /// Memory of a long backlog goes back when it is worked off.
+    fn give_back(&mut self) {
         if self.free.len() == self.slots.len() && self.slots.capacity() > 1024 {
             *self = Self::default();
         }
-        Some(slot.value)
     }
 
     /// Messages in the lanes, those being delivered included.
@@ -286,6 +331,63 @@ mod tests {
         let third = lanes.push(&[9], 3);
         assert_eq!(third, second, "the place is used again");
         assert_eq!(values(&drain_ready(&mut lanes)), [3], "once");
+    }
+
+    #[test]
+    fn many_leave_at_once_as_if_one_by_one() {
+        let messages: [(&[u64], u32); 9] =
+            [(&[1], 10), (&[2], 20), (&[1, 2], 99), (&[1], 11), (&[], 1), (&[2], 21), (&[3], 30), (&[3], 31), (&[], 2)];
+        for gone in 0..1 << messages.len() {
+            let leaves = |v: &u32| messages.iter().position(|m| m.1 == *v).is_some_and(|at| gone & (1 << at) != 0);
+            let (mut at_once, mut one_by_one) = (Lanes::default(), Lanes::default());
+            for (keys, value) in messages {
+                at_once.push(keys, value);
+                one_by_one.push(keys, value);
+            }
+            let taken = at_once.remove_all(leaves);
+            for place in one_by_one.places(leaves) {
+                one_by_one.remove(place);
+            }
+            assert_eq!(taken.len() + at_once.len(), messages.len());
+            // Both give the same from here on, one after the other.
+            loop {
+                let mut ready = [drain_ready(&mut at_once), drain_ready(&mut one_by_one)];
+                ready.iter_mut().for_each(|r| r.sort_unstable_by_key(|(_, value)| *value));
+                assert_eq!(values(&ready[0]), values(&ready[1]), "{gone:b}");
+                if ready[0].is_empty() {
+                    break;
+                }
+                for (lanes, ready) in [(&mut at_once, &ready[0]), (&mut one_by_one, &ready[1])] {
+                    for (place, value) in ready {
+                        assert_eq!(lanes.remove(*place), Some(*value));
+                    }
+                }
+            }
+            assert!(at_once.is_empty() && one_by_one.is_empty());
+        }
+    }
+
+    #[test]
+    fn who_is_blocked_and_all_of_its_keys() {
+        let mut lanes = Lanes::default();
+        for (key, value) in [(1, 10), (2, 20), (1, 11), (1, 12)] {
+            lanes.push(&[key], value);
+        }
+        lanes.push(&[], 1);
+        lanes.push(&[], 2);
+        let blocked = |lanes: &mut Lanes<u32>, wanted: u32| {
+            let places = lanes.blocked(|value| *value == wanted);
+            let mut found: Vec<u32> = places.into_iter().filter_map(|p| lanes.get_mut(p).copied()).collect();
+            found.sort_unstable();
+            found
+        };
+        assert_eq!(blocked(&mut lanes, 11), [10, 11, 12], "with those before it");
+        assert_eq!(blocked(&mut lanes, 20), [20]);
+        assert_eq!(blocked(&mut lanes, 2), [2]);
+        assert!(blocked(&mut lanes, 7).is_empty());
+        lanes.push(&[1, 3], 99);
+        assert_eq!(blocked(&mut lanes, 20), [20]);
+        assert_eq!(blocked(&mut lanes, 10), [1, 2, 10, 11, 12, 20, 99], "lanes that are tied together");
     }
 
     #[test]

@@ -4,11 +4,11 @@ use super::{
     Owner,
     lanes::Place,
     progress::Progress,
-    state::{Entry, Given, Job, State},
+    state::{Entry, Given, Hold, Job, State},
 };
 use crate::engine::{
     deliver::{RouteWorker, Verdict},
-    fact::RouteProgress,
+    fact::{BodyRef, RouteProgress},
     ports::{PausedBy, RouteStatus, Stored},
 };
 use crate::{
@@ -61,7 +61,7 @@ impl RouteQueue {
         if state.removed {
             return Err(entry);
         }
-        state.lanes.push(keys, entry);
+        state.push(keys, entry);
         Ok(())
     }
 
@@ -70,7 +70,7 @@ impl RouteQueue {
         let mut state = self.lock();
         let held = state.worker.as_ref().is_some_and(|w| w.after_park == AfterPark::Hold);
         entry.parked = true;
-        let place = held.then(|| state.lanes.push(keys, entry));
+        let place = held.then(|| state.push(keys, entry));
         state.parked.insert(id, place);
     }
 
@@ -106,6 +106,10 @@ impl RouteQueue {
         let stored = match &job.hot {
             Some(hot) => hot.stored.clone(),
             None => match job.worker.log.accepted(job.progress.seq).await {
+                // Its node had it no more, or it was damaged on the way: nothing is better than an empty message.
+                Ok(accepted) if accepted.body == BodyRef::None && accepted.envelope.body_len > 0 => {
+                    return job.not_attempted("its body is not in this node's ledger".into());
+                }
                 Ok(accepted) => {
                     let source = job.worker.log.clone();
                     Arc::new(Stored { seq: job.progress.seq, accepted, body: None, source })
@@ -164,7 +168,9 @@ impl RouteQueue {
                         }
                     } else {
                         state.lanes.remove(job.place);
-                        state.parked.insert(id, None);
+                        if !withdrawn {
+                            state.parked.insert(id, None);
+                        }
                     }
                     parked = Some(job.progress.clone());
                     Parked { route: &job.worker.metrics, id, reason: &state.last_error }.emit();
@@ -230,6 +236,11 @@ impl RouteQueue {
         state.removed
     }
 
+    /// Is it among the routes in force?
+    pub fn is_configured(&self) -> bool {
+        self.lock().worker.is_some()
+    }
+
     /// Does a parked message hold its key?
     pub fn holds_key(&self) -> bool {
         self.lock().worker.as_ref().is_some_and(|w| w.after_park == AfterPark::Hold)
@@ -276,7 +287,7 @@ impl RouteQueue {
                 state.lanes.ready_first(place);
             }
             Some(None) => {
-                state.lanes.push(keys, Entry::restored(progress, RouteProgress::default(), received_ms));
+                state.push(keys, Entry::restored(progress, RouteProgress::default(), received_ms));
             }
         }
         true
@@ -285,6 +296,16 @@ impl RouteQueue {
     /// Gives a message up, see [`State::discard`].
     pub fn discard(&self, id: MessageId, keys: &[u64], tracked: bool) -> Given {
         self.lock().discard(id, keys, tracked)
+    }
+
+    /// Notes messages of a source as held, see [`State::hold`].
+    pub fn hold(&self, source: u64, which: Hold) -> Vec<Arc<Progress>> {
+        self.lock().hold(source, which)
+    }
+
+    /// How many messages are held here, those that are set aside not counted.
+    pub fn held(&self) -> u64 {
+        self.lock().lanes.iter().filter(|entry| entry.held && !entry.parked).count() as u64
     }
 
     /// Takes out what a source gave; what is in hand ends by itself, see [`RouteQueue::ended`].

@@ -28,6 +28,12 @@ pub struct Entry {
     pub in_hand: bool,
     /// Who gave it, for [`State::withdraw`]; 0: the log.
     pub source: u64,
+    /// Which of the source's deliveries it came with; rises.
+    pub delivery: u64,
+    /// The ledger has it, its source need not have it any longer.
+    pub held: bool,
+    /// Its number in the order of arrival; given by [`State::push`].
+    arrival: u64,
     /// Withdrawn while an attempt was being made: not tried again here.
     pub withdrawn: bool,
 }
@@ -40,10 +46,20 @@ impl Entry {
 
     /// A message that the log told of at start.
     pub fn restored(progress: Arc<Progress>, known: RouteProgress, received_ms: i64) -> Self {
-        let RouteProgress { attempts, inside, .. } = known;
+        let RouteProgress { attempts, inside, held, .. } = known;
         let (parked, in_hand, withdrawn) = (false, false, false);
-        Self { progress, hot: None, received_ms, attempts, inside, parked, in_hand, source: 0, withdrawn }
+        let (source, delivery, arrival) = (0, 0, 0);
+        Self { progress, hot: None, received_ms, attempts, inside, parked, in_hand, source, delivery, held, arrival, withdrawn }
     }
+}
+
+/// Which messages of a source to take over into the ledger, see [`State::hold`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// Those of keys that are blocked: an attempt has failed, or it is set aside.
+    Blocked,
+    /// Those that came with the source's deliveries up to this one.
+    Upto(u64),
 }
 
 /// What discarding one delivery came to.
@@ -81,6 +97,8 @@ impl Given {
 #[derive(Default)]
 pub struct State {
     pub lanes: Lanes<Entry>,
+    /// Messages so far, for [`Entry::arrival`].
+    pub arrivals: u64,
     /// Set aside: held in its lane (`Some`), or out of the way.
     pub parked: HashMap<MessageId, Option<Place>>,
     pub worker: Option<Arc<RouteWorker>>,
@@ -117,6 +135,37 @@ impl Job {
 }
 
 impl State {
+    /// Puts a message behind all earlier ones of its keys.
+    pub fn push(&mut self, keys: &[u64], mut entry: Entry) -> Place {
+        self.arrivals += 1;
+        entry.arrival = self.arrivals;
+        self.lanes.push(keys, entry)
+    }
+
+    /// Notes messages of a source as held, and lets go of their bodies; gives them in the order of arrival. Of a key it is always all up
+    /// to the latest of them: whoever takes over has the held ones before those that the source gives again.
+    pub fn hold(&mut self, source: u64, which: Hold) -> Vec<Arc<Progress>> {
+        let places = match which {
+            Hold::Blocked => self.lanes.blocked(|entry| entry.attempts > 0 || entry.parked || entry.held),
+            Hold::Upto(delivery) => {
+                self.lanes.places(|entry| entry.source == source && entry.delivery <= delivery && !entry.held)
+            }
+        };
+        let mut held = Vec::new();
+        for place in places {
+            if let Some(entry) = self.lanes.get_mut(place)
+                && entry.source == source
+                && !entry.held
+            {
+                entry.held = true;
+                entry.hot = None;
+                held.push((entry.arrival, entry.progress.clone()));
+            }
+        }
+        held.sort_unstable_by_key(|(arrival, _)| *arrival);
+        held.into_iter().map(|(_, progress)| progress).collect()
+    }
+
     /// The next message to deliver, if one may be delivered now.
     pub fn next(&mut self) -> Option<Job> {
         if self.paused || self.closed || self.suspended {
@@ -171,11 +220,11 @@ impl State {
 
     /// Takes out what a source gave, as far as no attempt is being made; that is not tried again. Gives the ids.
     pub fn withdraw(&mut self, source: u64) -> Vec<MessageId> {
-        let mut gone = Vec::new();
+        let gone = self.lanes.remove_all(|entry| entry.source == source && !entry.in_hand);
+        let gone: Vec<MessageId> = gone.into_iter().map(|entry| entry.progress.id).collect();
         for place in self.lanes.places(|entry| entry.source == source) {
-            match self.lanes.get_mut(place) {
-                Some(entry) if entry.in_hand => entry.withdrawn = true,
-                _ => gone.extend(self.lanes.remove(place).map(|entry| entry.progress.id)),
+            if let Some(entry) = self.lanes.get_mut(place) {
+                entry.withdrawn = true;
             }
         }
         for id in &gone {

@@ -1,24 +1,31 @@
-//! The accepting side of one inbox partition: one task, so that what is accepted, spooled and handed on later keeps its order.
+//! The accepting side of a channel's messages of some keys: one task, so that what is accepted, spooled and handed on later keeps its
+//! order, also when the number of partitions changes meanwhile. Into which inbox a message goes is decided when it goes.
 //!
 //! While the broker answers, what waits goes to the inbox in micro-batches, and a sender is acknowledged by the broker's confirm.
 //! While it does not, the channel's `outage` decides: `spool` accepts into this node's own log, to be handed on in order later;
 //! `refuse` tells the sender. What comes while something is spooled goes behind it.
 
+mod spool;
+
+pub use spool::whole;
+
 use super::{
-    Link, PublishError, Publisher, PublisherLimits,
+    Confirmed, Link, PublishError, Publisher, PublisherLimits,
+    admission::Ticket,
     declared::Declared,
     shipping::Shipping,
+    targets::{self, Targets},
     wire::{self, Batch, Parcel},
 };
-use crate::channel::{Mode, Outage};
+use crate::channel::Outage;
 use crate::engine::{
-    fact::{Attempt, BodyRef, Fact, Outcome, Seq, What},
+    fact::{BodyRef, Fact, Seq, What},
     ports::{Append, Clock, Log, LogError},
     replica::Replica,
 };
 use crate::message::MessageId;
 use crate::telemetry::cluster as events;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesOrdered};
 use std::{
     collections::VecDeque,
@@ -91,9 +98,9 @@ pub struct Accepting {
 }
 
 impl Accepting {
-    /// Starts the task for one inbox partition.
+    /// Starts the task.
     pub fn start(
-        queue: Arc<str>,
+        targets: Targets,
         outage: Outage,
         shared: Arc<Shared>,
         queues: Arc<Declared>,
@@ -104,7 +111,7 @@ impl Accepting {
         let limits = |give_up| PublisherLimits { give_up: Some(give_up), window: 16, ..shared.limits.clone() };
         let spools = Arc::new(AtomicBool::new(outage == Outage::Spool));
         let task = Task {
-            queue,
+            targets,
             spools: spools.clone(),
             publisher: Publisher::start(
                 &shared.link,
@@ -155,7 +162,7 @@ fn ended() -> LogError {
 type Confirm = BoxFuture<'static, (Vec<Item>, Result<(), PublishError>)>;
 
 struct Task {
-    queue: Arc<str>,
+    targets: Targets,
     spools: Arc<AtomicBool>,
     shared: Arc<Shared>,
     queues: Arc<Declared>,
@@ -199,7 +206,12 @@ impl Task {
                     self.store(item).await;
                     return true;
                 }
-                self.send_batch();
+                if !self.send_batches() {
+                    break;
+                }
+            }
+            if self.on_the_way.is_empty() && !self.waiting.is_empty() {
+                continue;
             }
             tokio::select! {
                 biased;
@@ -210,8 +222,8 @@ impl Task {
                         return true;
                     }
                     Err(PublishError::Rejected { .. }) => refuse(items, &LogError::Busy),
-                    Err(PublishError::Unroutable { .. }) => {
-                        self.queues.forget(&self.queue);
+                    Err(PublishError::Unroutable { queue, .. }) => {
+                        self.queues.forget(&queue);
                         self.take_back(items).await;
                         return true;
                     }
@@ -240,19 +252,30 @@ impl Task {
         }
     }
 
-    /// Whether the inbox can be published to now; where messages would be refused, a lost connection is given a moment to come back.
+    /// Whether the first can be published now. A connection that is lost, or not made yet because the node has just started, is given a
+    /// moment: a sender that is refused has to come again, and one whose message is spooled may have its next ones accepted, and
+    /// delivered, by another node before. So is the moment in which the number of partitions changes.
     async fn reachable(&mut self) -> bool {
         let begun = Instant::now();
+        let mut changed = self.shared.shipping.admission().changed();
         loop {
+            changed.borrow_and_update();
             let state = self.shared.link.state();
-            if state.up() && self.queues.ensure_now(&self.shared.link, &self.queue).await.is_ok() {
-                return true;
+            let target = self.shared.shipping.admission().target();
+            if let (true, Some(target), Some(first)) = (state.up(), target, self.waiting.front()) {
+                let queue = self.targets.of(target, &first.parcel.accepted);
+                if self.queues.ensure_now(&self.shared.link, &queue).await.is_ok() {
+                    return true;
+                }
             }
+            let turning = state.up() && target.is_none();
             // One that has been away for a while already is not waited for.
-            if self.spools() || begun.elapsed().max(state.away_for()) >= REFUSE_AFTER {
+            let patience = if self.spools() { SPOOL_AFTER } else { REFUSE_AFTER };
+            let away = if turning { Duration::ZERO } else { state.away_for() };
+            if begun.elapsed().max(away) >= patience {
                 return false;
             }
-            tokio::time::sleep(LOOK).await;
+            let _ = tokio::time::timeout(LOOK, changed.changed()).await;
         }
     }
 
@@ -264,26 +287,33 @@ impl Task {
         matches!(item.parcel.accepted.body, BodyRef::Chunks { .. }) || item.parcel.accepted.envelope.body_len > self.shared.inline
     }
 
-    /// One micro-batch of what waits.
-    fn send_batch(&mut self) {
-        let (mut items, mut batch, mut bytes) = (Vec::new(), Batch::default(), 0);
-        while items.len() < MOST && bytes < BYTES {
-            match self.waiting.front() {
-                Some(item) if !self.is_large(item) => {}
-                _ => break,
+    /// What waits, as far as it fits, in one micro-batch for each inbox; false when nothing can be sent now.
+    fn send_batches(&mut self) -> bool {
+        let Some(ticket) = self.shared.shipping.admission().publish() else { return false };
+        let (mut groups, mut count, mut bytes) = (Vec::new(), 0, 0);
+        while count < MOST && bytes < BYTES {
+            let Some(item) = self.waiting.front().filter(|item| !self.is_large(item)) else { break };
+            let queue = self.targets.of(ticket.target, &item.parcel.accepted);
+            let begun = groups.iter().any(|(name, _): &(Arc<str>, Vec<Item>)| *name == queue);
+            if !begun && !self.queues.is_ready(&self.shared.link, &queue) {
+                break;
             }
             let Some(item) = self.waiting.pop_front() else { break };
             bytes += item.parcel.body.as_ref().map_or(0, Bytes::len);
-            batch.messages.push(item.parcel.clone());
-            items.push(item);
+            count += 1;
+            targets::group(&mut groups, queue, item);
         }
-        match wire::encode(&batch) {
-            Ok(payload) => {
-                let confirm = self.publisher.publish(&self.queue, payload, false);
-                self.on_the_way.push_back(Box::pin(async move { (items, confirm.await.map(|_| ())) }));
+        for (queue, items) in groups {
+            let batch = Batch::of(items.iter().map(|item| item.parcel.clone()).collect());
+            match wire::encode(&batch) {
+                Ok(payload) => {
+                    let confirm = self.publisher.publish(&queue, payload, false);
+                    self.on_the_way.push_back(answered(items, confirm, ticket.clone()));
+                }
+                Err(error) => refuse(items, &LogError::Failed(error.to_string())),
             }
-            Err(error) => refuse(items, &LogError::Failed(error.to_string())),
         }
+        count > 0
     }
 
     /// The broker does not answer: what was on its way, and all that waits behind it, is spooled or refused.
@@ -299,7 +329,7 @@ impl Task {
         if !self.spools() {
             return refuse(all, &away());
         }
-        events::Spooling { queue: &self.queue }.emit();
+        events::Spooling { channel: self.targets.channel() }.emit();
         for item in all {
             self.store(item).await;
         }
@@ -347,10 +377,10 @@ impl Task {
                     self.store(item).await;
                 }
                 if self.spool.is_empty() {
-                    events::Spooled { queue: &self.queue }.emit();
+                    events::Spooled { channel: self.targets.channel() }.emit();
                     return true;
                 }
-            } else if !up {
+            } else if !up || self.waiting.front().is_some_and(|item| item.since.elapsed() > REFUSE_AFTER) {
                 // What waits its turn behind the spool is told that there is nobody to hand it to.
                 refuse(self.waiting.drain(..).collect(), &away());
             } else if self.spool.is_empty() {
@@ -369,113 +399,6 @@ impl Task {
             }
         }
     }
-
-    /// A batch of the spool to the inbox; what cannot be handed on stays. False when the inbox cannot be used.
-    async fn hand_on(&mut self) -> bool {
-        if self.queues.ensure_now(&self.shared.link, &self.queue).await.is_err() {
-            return false;
-        }
-        let (mut batch, mut bytes, mut count) = (Batch::default(), 0, 0);
-        let mut needed = 0;
-        for spooled in self.spool.iter().take(MOST) {
-            let Ok(mut accepted) = self.shared.log.accepted(spooled.seq).await else { break };
-            if spooled.whole {
-                accepted.mode = Mode::Queue;
-            }
-            let travels = accepted.envelope.body_len <= self.shared.inline && accepted.body != BodyRef::None;
-            let body = match travels {
-                true => match whole(&*self.shared.log, spooled.seq, &accepted.body).await {
-                    Some(body) => Some(body),
-                    None => break,
-                },
-                false => None,
-            };
-            if accepted.body != BodyRef::None && !travels {
-                needed = spooled.seq;
-            }
-            bytes += body.as_ref().map_or(0, Bytes::len);
-            batch.messages.push(Parcel { accepted, body, requeued: false });
-            count += 1;
-            if bytes >= BYTES {
-                break;
-            }
-        }
-        if count == 0 {
-            // The store cannot be read, which it tells itself.
-            self.failed_reads += 1;
-            if self.failed_reads > READS {
-                self.set_aside().await;
-            }
-            tokio::time::sleep(LOOK).await;
-            return true;
-        }
-        self.failed_reads = 0;
-        // A body that does not travel is read from the stream: it has to be there first.
-        if tokio::time::timeout(SHIPPED_WITHIN, self.shared.shipping.wait_confirmed(needed)).await.is_err() {
-            return true;
-        }
-        let Ok(payload) = wire::encode(&batch) else { return true };
-        match self.publisher.publish(&self.queue, payload, true).await {
-            Ok(_) => {
-                for (spooled, parcel) in self.spool.drain(..count).zip(&batch.messages) {
-                    // A proxied one may still be with its upstream: how that ended is this node's to say, also after a restart.
-                    if parcel.accepted.mode == Mode::Proxy {
-                        continue;
-                    }
-                    let fact = Fact { id: spooled.id, home: spooled.seq, at: self.shared.clock.now_ms(), what: What::Forwarded };
-                    self.shared.log.append_later(Append { fact, body: None, deliver: false });
-                }
-                let left = self.shared.spooled.fetch_sub(count as u64, AcqRel) - count as u64;
-                self.shared.shipping.set_spooled(left);
-            }
-            // Somebody deleted it: it is declared again.
-            Err(PublishError::Unroutable { .. }) => {
-                self.queues.forget(&self.queue);
-                return false;
-            }
-            Err(_) => tokio::time::sleep(LOOK).await,
-        }
-        true
-    }
-}
-
-impl Task {
-    /// The first of the spool cannot be read back: it is parked for an operator, and those behind it go on.
-    async fn set_aside(&mut self) {
-        self.failed_reads = 0;
-        let Some(spooled) = self.spool.pop_front() else { return };
-        let left = self.shared.spooled.fetch_sub(1, AcqRel) - 1;
-        self.shared.shipping.set_spooled(left);
-        let Ok(accepted) = self.shared.log.accepted(spooled.seq).await else { return };
-        for route in accepted.routes {
-            let attempt = Attempt {
-                route,
-                number: 1,
-                target: String::new(),
-                took_ms: 0,
-                outcome: Outcome::Parked,
-                status: 0,
-                ack: String::new(),
-                error: "its body cannot be read from the ledger, so it could not be handed to the broker".into(),
-                response: BodyRef::None,
-                response_len: 0,
-                inside: 1,
-            };
-            let what = What::Attempt(Box::new(attempt));
-            let fact = Fact { id: spooled.id, home: spooled.seq, at: self.shared.clock.now_ms(), what };
-            self.shared.log.append_later(Append { fact, body: None, deliver: false });
-        }
-    }
-}
-
-/// A body that is small enough to be held whole; `None` when it cannot be read.
-pub async fn whole(log: &dyn Log, seq: Seq, body: &BodyRef) -> Option<Bytes> {
-    let mut stream = log.read(seq, body);
-    let mut whole = BytesMut::new();
-    while let Some(piece) = stream.next().await {
-        whole.extend_from_slice(&piece.ok()?);
-    }
-    Some(whole.freeze())
 }
 
 impl Shared {
@@ -483,6 +406,19 @@ impl Shared {
     pub fn spooled(&self) -> u64 {
         self.spooled.load(Acquire)
     }
+}
+
+/// What becomes of a publication; its ticket is given back then.
+fn answered(
+    items: Vec<Item>,
+    confirm: impl Future<Output = Result<Confirmed, PublishError>> + Send + 'static,
+    ticket: Arc<Ticket>,
+) -> Confirm {
+    Box::pin(async move {
+        let result = confirm.await.map(|_| ());
+        drop(ticket);
+        (items, result)
+    })
 }
 
 fn refuse(items: Vec<Item>, why: &LogError) {

@@ -87,6 +87,11 @@ impl Declared {
         }
     }
 
+    /// Whether it has been declared on the session that stands.
+    pub fn is_ready(&self, link: &Link, queue: &Arc<str>) -> bool {
+        link.try_session().is_some_and(|session| self.known().get(queue) == Some(&session.number()))
+    }
+
     /// It turned out not to be there.
     pub fn forget(&self, queue: &Arc<str>) {
         self.known().remove(queue);

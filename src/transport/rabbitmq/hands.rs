@@ -1,5 +1,5 @@
-//! What the broker has handed to this node and has not had back: a delivery of the broker holds several messages, and is
-//! acknowledged when all of them are done.
+//! What is in this node's queues, and what of it the broker has handed out and has not had back: a delivery of the broker holds several
+//! messages, and is acknowledged when each of them is done, or is held in the ledger.
 
 use crate::message::MessageId;
 use std::{
@@ -48,8 +48,10 @@ impl Handed {
 
 #[derive(Default)]
 struct State {
-    /// With the number of the subscription that gave it.
-    held: HashMap<Work, (u64, Arc<Handed>)>,
+    /// With the number of the subscription that gave it, and the broker's delivery unless the ledger holds it.
+    here: HashMap<Work, (u64, Option<Arc<Handed>>)>,
+    /// Those without a delivery.
+    held: usize,
     done: HashSet<Work>,
     order: VecDeque<Work>,
 }
@@ -64,7 +66,7 @@ pub enum Standing {
     /// Not seen lately.
     Unknown,
     /// In this node's queues.
-    Held,
+    Here,
     /// Done here a while ago.
     Done,
 }
@@ -74,15 +76,34 @@ impl Hands {
     pub fn standing(&self, work: &Work) -> Standing {
         let state = self.lock();
         match () {
-            () if state.held.contains_key(work) => Standing::Held,
+            () if state.here.contains_key(work) => Standing::Here,
             () if state.done.contains(work) => Standing::Done,
             () => Standing::Unknown,
         }
     }
 
-    /// It goes into a queue; `source` is the number of the subscription that gave it.
-    pub fn hold(&self, work: Work, source: u64, handed: Arc<Handed>) {
-        self.lock().held.insert(work, (source, handed));
+    /// It goes into a queue; `source` is the number of the subscription that gave it, `handed` the broker's delivery, `None` when the ledger
+    /// holds it.
+    pub fn take(&self, work: Work, source: u64, handed: Option<Arc<Handed>>) {
+        let mut state = self.lock();
+        state.held += usize::from(handed.is_none());
+        if let Some((_, None)) = state.here.insert(work, (source, handed)) {
+            state.held -= 1;
+        }
+    }
+
+    /// The ledger holds it: it stays here, and its delivery may be acknowledged when the rest of it is done or held. Without effect when it is
+    /// done, or its subscription has ended.
+    pub fn held(&self, work: &Work) {
+        let handed = {
+            let mut state = self.lock();
+            let handed = state.here.get_mut(work).and_then(|(_, handed)| handed.take());
+            state.held += usize::from(handed.is_some());
+            handed
+        };
+        if let Some(handed) = handed {
+            handed.done();
+        }
     }
 
     /// It is done: its delivery may be acknowledged when the rest of it is.
@@ -97,9 +118,11 @@ impl Hands {
             {
                 state.done.remove(&old);
             }
-            state.held.remove(&work)
+            let handed = state.here.remove(&work);
+            state.held -= usize::from(matches!(handed, Some((_, None))));
+            handed
         };
-        if let Some((_, handed)) = handed {
+        if let Some((_, Some(handed))) = handed {
             handed.done();
         }
     }
@@ -112,12 +135,20 @@ impl Hands {
     /// A subscription has ended: what it gave and what is not done is no longer this node's. Whatever stayed here would be taken for a
     /// copy when the broker hands it out again, and be acknowledged without having been delivered.
     pub fn forget(&self, source: u64) {
-        self.lock().held.retain(|_, (from, _)| *from != source);
+        let mut state = self.lock();
+        state.here.retain(|_, (from, _)| *from != source);
+        state.held = state.here.values().filter(|(_, handed)| handed.is_none()).count();
     }
 
-    /// Messages in this node's queues.
-    pub fn held(&self) -> usize {
-        self.lock().held.len()
+    /// The same of one subscription.
+    pub fn handed_out_by(&self, source: u64) -> usize {
+        self.lock().here.values().filter(|(from, handed)| *from == source && handed.is_some()).count()
+    }
+
+    /// Messages in this node's queues that the broker has not had back.
+    pub fn handed_out(&self) -> usize {
+        let state = self.lock();
+        state.here.len() - state.held
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -135,12 +166,12 @@ mod tests {
         let hands = Hands::default();
         let handed = Handed::new(7, 2, over);
         let (a, b) = ((1, MessageId::now()), (1, MessageId::now()));
-        hands.hold(a, 1, handed.clone());
-        hands.hold(b, 1, handed);
-        assert_eq!(hands.standing(&a), Standing::Held);
+        hands.take(a, 1, Some(handed.clone()));
+        hands.take(b, 1, Some(handed));
+        assert_eq!(hands.standing(&a), Standing::Here);
         hands.done(a);
         assert!(told.try_recv().is_err());
-        assert_eq!((hands.standing(&a), hands.held()), (Standing::Done, 1));
+        assert_eq!((hands.standing(&a), hands.handed_out()), (Standing::Done, 1));
         hands.done(a);
         hands.done(b);
         assert_eq!(told.try_recv(), Ok(7));
@@ -154,13 +185,40 @@ mod tests {
         let hands = Hands::default();
         let work = || (1, MessageId::now());
         let (waiting, ended, others) = (work(), work(), work());
-        hands.hold(waiting, 1, Handed::new(1, 1, over.clone()));
-        hands.hold(ended, 1, Handed::new(2, 1, over.clone()));
-        hands.hold(others, 2, Handed::new(1, 1, over));
+        hands.take(waiting, 1, Some(Handed::new(1, 1, over.clone())));
+        hands.take(ended, 1, Some(Handed::new(2, 1, over.clone())));
+        hands.take(others, 2, Some(Handed::new(1, 1, over)));
         hands.done(ended);
         hands.forget(1);
         let standings = [waiting, ended, others].map(|work| hands.standing(&work));
-        assert_eq!(standings, [Standing::Unknown, Standing::Done, Standing::Held]);
+        assert_eq!(standings, [Standing::Unknown, Standing::Done, Standing::Here]);
+    }
+
+    #[test]
+    fn what_the_ledger_holds_stays_here_without_its_delivery() {
+        let (over, mut told) = mpsc::unbounded_channel();
+        let hands = Hands::default();
+        let work = || (1, MessageId::now());
+        let (a, b, loaded) = (work(), work(), work());
+        let handed = Handed::new(7, 2, over);
+        hands.take(a, 1, Some(handed.clone()));
+        hands.take(b, 1, Some(handed));
+        hands.take(loaded, 1, None);
+        assert_eq!(hands.handed_out(), 2);
+        hands.held(&a);
+        hands.held(&a);
+        hands.held(&loaded);
+        assert!(told.try_recv().is_err(), "each counts once");
+        assert_eq!((hands.standing(&a), hands.handed_out()), (Standing::Here, 1));
+        hands.held(&b);
+        assert_eq!((told.try_recv(), hands.handed_out()), (Ok(7), 0));
+        hands.done(a);
+        hands.done(loaded);
+        assert!(told.try_recv().is_err());
+        assert_eq!((hands.standing(&a), hands.standing(&b), hands.handed_out()), (Standing::Done, Standing::Here, 0));
+        hands.forget(1);
+        hands.held(&b);
+        assert_eq!((hands.standing(&b), hands.handed_out()), (Standing::Unknown, 0));
     }
 
     #[test]

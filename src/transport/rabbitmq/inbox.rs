@@ -22,6 +22,8 @@ pub struct Inbox {
     pub domain: Arc<str>,
     pub channel: Arc<str>,
     pub partition: u16,
+    /// Of the inbox, and so of the routes' queues that it feeds.
+    pub epoch: u64,
 }
 
 /// Something that has to be done before the delivery may be acknowledged.
@@ -50,11 +52,11 @@ impl Job for Inbox {
                 }
             }
             for (route, messages) in out {
-                let queue = topology::route(&self.domain, &self.channel, &route, self.partition);
+                let queue = topology::route(&self.domain, &self.channel, &route, self.partition, self.epoch);
                 if let Some(session) = self.shared.link.try_session() {
                     self.shared.queues.ensure_route(&session, &queue).await.map_err(|e| e.to_string())?;
                 }
-                let payload = wire::encode(&Batch { messages }).map_err(|e| e.to_string())?;
+                let payload = wire::encode(&Batch::of(messages)).map_err(|e| e.to_string())?;
                 let sent = self.shared.routes.publish(&queue, payload, doubtful);
                 steps.push(sent.map(|r| r.map(|_| None).map_err(|e| e.to_string())).boxed());
             }

@@ -5,28 +5,35 @@
 //! declarations of queues).
 
 mod accepting;
+pub mod admission;
 mod confirms;
 mod connect;
 pub mod consumer;
 pub mod declared;
+mod epochs;
 mod hands;
+mod holding;
 mod inbox;
 pub mod link;
 mod members;
 mod place;
+mod position;
 pub mod publisher;
 mod publishing;
 pub mod rabbit;
 pub mod reason;
 mod routes;
+mod seal;
 pub mod session;
 pub mod settings;
 mod shipping;
 mod socket;
+mod targets;
 pub mod topology;
 mod wire;
 mod work;
 
+pub use admission::LayoutKeeper;
 pub use consumer::{Acks, ConsumeEnd, Consumer, Delivery, StreamStart};
 pub use link::{Link, LinkState};
 pub use publisher::{Confirmed, PublishError, Publisher, PublisherLimits};

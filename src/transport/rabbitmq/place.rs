@@ -1,69 +1,73 @@
-//! Where in the ledger stream a node is, and whether it is still the stream whose offsets it knows.
+//! A consumer's place: its queue, the epoch that is of, and what has to be over before it begins or ends.
 
-use super::{Consumer, Session, StreamStart};
-use crate::telemetry::cluster as events;
-use std::{sync::Arc, time::Duration};
+use super::{
+    epochs::{Epochs, Stage},
+    topology,
+};
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
 
-/// So many messages of the stream that change nothing here are passed over before that is noted.
-const PASSED_OVER: u64 = 4096;
-/// A stream that gives nothing for so long is looked at: there is a beat each second.
-pub(super) const SILENT: Duration = Duration::from_secs(4);
-
-/// What was read and changes nothing here. Where it ends is noted now and then, or a node that hears nobody but itself would read all of it
-/// again at its next start, and so would who copies its ledger.
-#[derive(Default)]
-pub(super) struct Place {
-    passed_over: u64,
-    /// Own records among it.
-    own: bool,
+/// One partition of an inbox, or of a route's queue, in one epoch.
+#[derive(Clone)]
+pub struct Place {
+    pub domain: Arc<str>,
+    pub channel: Arc<str>,
+    /// `None`: the inbox.
+    pub route: Option<Arc<str>>,
+    pub epoch: u64,
+    pub partition: u16,
 }
 
 impl Place {
-    /// One more message of the stream: records (of this node's own), or an own beat.
-    pub fn is_to_be_noted(&mut self, ship: bool, own: bool, own_beat: bool) -> bool {
-        if ship && !own {
-            // Noted with its records.
-            *self = Self::default();
+    /// The queue's name.
+    pub fn queue(&self) -> Arc<str> {
+        match &self.route {
+            Some(route) => topology::route(&self.domain, &self.channel, route, self.partition, self.epoch),
+            None => topology::inbox(&self.domain, &self.channel, self.partition, self.epoch),
+        }
+    }
+
+    /// Whether its consumer may begin: of what came before, everything has been worked off, or it is what came before.
+    pub fn begins(&self, epochs: &Epochs) -> bool {
+        if !epochs.takes_part() {
             return false;
         }
-        self.passed_over += 1;
-        self.own |= ship;
-        let due = self.passed_over >= PASSED_OVER || (self.own && own_beat);
-        if due {
-            *self = Self::default();
+        match epochs.layout().draining() {
+            Some(past) if self.epoch == past.epoch => true,
+            Some(past) => {
+                let before = (0..past.partitions).map(|partition| Self { epoch: past.epoch, partition, ..self.clone() }.queue());
+                self.epoch == epochs.layout().epoch && epochs.are_drained(before)
+            }
+            None => self.epoch == epochs.layout().epoch,
         }
-        due
+    }
+
+    /// Whether nothing is published into it any more: then it is sealed.
+    pub fn ends(&self, epochs: &Epochs) -> bool {
+        let Some(past) = epochs.layout().draining().filter(|past| past.epoch == self.epoch) else { return false };
+        let inboxes = (0..past.partitions).map(|p| topology::inbox(&self.domain, &self.channel, p, past.epoch));
+        epochs.stage() >= Stage::Open && (self.route.is_none() || epochs.are_drained(inboxes))
     }
 }
 
-/// The stream is not the one whose offsets this node knows.
-pub(super) fn anew(asked: u64, begins: u64) -> String {
-    events::StreamMadeAnew { asked, begins }.emit();
-    format!("the ledger stream was made anew (it is at {begins}, and was at {asked}): it is read from its first message")
+/// When a consumer is to go.
+#[derive(Clone)]
+pub struct Gone {
+    /// Its channel or route is not configured any more.
+    pub configured: CancellationToken,
+    /// Nobody works on queues of its epoch any more.
+    pub epoch: CancellationToken,
 }
 
-/// The offset of what comes into the stream next; `None`: nothing did in time.
-pub(super) async fn newest(session: &Session, stream: &Arc<str>) -> Option<u64> {
-    let mut probe = Consumer::open_stream(session, stream, 1, StreamStart::Next).await.ok()?;
-    let delivery = tokio::time::timeout(SILENT, probe.next()).await;
-    probe.close().await;
-    delivery.ok()?.ok()?.offset
-}
+impl Gone {
+    pub fn is_cancelled(&self) -> bool {
+        self.configured.is_cancelled() || self.epoch.is_cancelled()
+    }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_changes_nothing_here_is_noted_now_and_then() {
-        let mut place = Place::default();
-        let (beat, own_beat, own_records, records) =
-            ((false, false, false), (false, true, true), (true, true, false), (true, false, false));
-        let mut noted = |(ship, own, own_beat)| place.is_to_be_noted(ship, own, own_beat);
-        assert!(!noted(beat) && !noted(own_beat), "beats alone cost no commit each");
-        assert!(!noted(own_records) && !noted(own_records) && noted(own_beat) && !noted(own_beat), "own records, once a second");
-        assert!(!noted(own_records) && !noted(records) && !noted(own_beat), "noted with the records of others");
-        let until = (1..).take_while(|_| !noted(beat)).count() as u64;
-        assert_eq!(until, PASSED_OVER - 2);
+    pub async fn cancelled(&self) {
+        tokio::select! {
+            () = self.configured.cancelled() => {}
+            () = self.epoch.cancelled() => {}
+        }
     }
 }

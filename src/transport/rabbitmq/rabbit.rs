@@ -1,23 +1,26 @@
 //! The transport over RabbitMQ: joins accepting, inboxes, routes and shipping into the engine's [`Transport`].
 
+mod consumers;
 mod operators;
 mod sight;
+mod turnover;
 
-pub use sight::{LinkSight, MemberSight, QueueSight, Sight};
+pub use sight::{LayoutSight, LinkSight, MemberSight, PastSight, QueueSight, Sight};
 
 use super::{
     Depth, Link, Publisher, PublisherLimits, TopologyError,
     accepting::{self, Accepting, Spooled},
+    admission::{Admission, LayoutKeeper},
     declared::{Declared, Making},
     hands::{Hands, route_number},
-    inbox::Inbox,
-    routes::RoutePartition,
     shipping::Shipping,
+    targets::{self, Targets},
     topology,
     wire::Parcel,
-    work::{self, Shared},
+    work::Shared,
 };
 use crate::channel::{Mode, Outage};
+use crate::config::Layout;
 use crate::engine::{
     fact::{Accepted, RouteState, Seq, What},
     gate::Gate,
@@ -29,14 +32,14 @@ use crate::telemetry::{cluster as events, engine::Pending};
 use crate::transport::queue::{Owner, hot::HotBudget, progress::Progress, route::RouteQueue, set::QueueSet};
 use futures_util::future::BoxFuture;
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering::AcqRel, Ordering::Acquire, Ordering::Release},
     },
     time::Duration,
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
 /// How often the lease is looked at …
 const LEASE_LOOK: Duration = Duration::from_millis(250);
@@ -66,8 +69,12 @@ pub struct Parts {
     pub making: Making,
     /// This node's name: unique in its domain.
     pub node: String,
-    /// Partitions of each queue.
-    pub partitions: u16,
+    /// Partitions of each queue, as this node knows them at start.
+    pub layout: Layout,
+    /// Remembers them.
+    pub keeper: Arc<dyn LayoutKeeper>,
+    /// AMQP heartbeat.
+    pub heartbeat: Duration,
     /// Bodies up to this size travel through the broker.
     pub inline: u64,
     /// Unacknowledged deliveries per partition.
@@ -83,7 +90,7 @@ pub struct Parts {
 /// A channel's consumers, and what its accepting side needs to know.
 struct Channel {
     outage: Outage,
-    several_keys: bool,
+    several_keys: Arc<AtomicBool>,
     accepting: Vec<Accepting>,
     /// Of the inbox, and of each route.
     inbox: CancellationToken,
@@ -101,11 +108,14 @@ pub struct Rabbit {
     hot: Arc<HotBudget>,
     queues: Arc<QueueSet>,
     domain: Arc<str>,
-    partitions: u16,
+    /// Tasks that accept for a channel: as many as there were partitions at start.
+    lanes: u16,
     lease: Duration,
+    heartbeat: Duration,
+    keeper: Arc<dyn LayoutKeeper>,
     runtime: tokio::runtime::Handle,
-    /// Consumers.
-    tasks: TaskTracker,
+    /// Consumers, by epoch.
+    consumers: Mutex<BTreeMap<u64, consumers::Epoch>>,
     channels: Mutex<HashMap<String, Channel>>,
     /// The accepting sides of channels that are no longer configured: they hold what they have spooled.
     retired: Mutex<HashMap<String, Vec<Accepting>>>,
@@ -122,8 +132,16 @@ impl Rabbit {
         let queues = Arc::new(Declared::new(parts.making.clone()));
         let link = parts.link.clone();
         let limits = PublisherLimits { confirm_timeout: parts.confirm_timeout, ..PublisherLimits::default() };
-        let shipping =
-            Shipping::new(parts.replica.clone(), link.clone(), queues.clone(), &parts.node, limits.clone(), &parts.runtime);
+        let admission = Admission::new(parts.layout, parts.lease);
+        let shipping = Shipping::new(
+            parts.replica.clone(),
+            link.clone(),
+            queues.clone(),
+            admission,
+            &parts.node,
+            limits.clone(),
+            &parts.runtime,
+        );
         let shared = Arc::new(Shared {
             link: link.clone(),
             log: parts.log.clone(),
@@ -161,10 +179,12 @@ impl Rabbit {
                 hot: HotBudget::new(parts.hot_bodies),
                 queues: Arc::new(QueueSet::new(owner, parts.pauses, parts.runtime.clone())),
                 domain: parts.making.domain.into(),
-                partitions: parts.partitions.max(1),
+                lanes: parts.layout.partitions.max(1),
                 lease: parts.lease,
+                heartbeat: parts.heartbeat,
+                keeper: parts.keeper,
                 runtime: parts.runtime,
-                tasks: TaskTracker::new(),
+                consumers: Mutex::default(),
                 channels: Mutex::default(),
                 retired: Mutex::default(),
                 depths: Mutex::default(),
@@ -180,7 +200,11 @@ impl Rabbit {
         let Unfinished { seq, accepted, routes } = message;
         let id = accepted.envelope.id;
         let proxied = accepted.mode == Mode::Proxy;
-        let waits = |at: usize| routes.get(at).copied().unwrap_or_default().state == RouteState::Waiting;
+        // What the ledger holds has its partition's consumer, wherever that is.
+        let waits = |at: usize| {
+            let route = routes.get(at).copied().unwrap_or_default();
+            route.state == RouteState::Waiting && !route.held
+        };
         let whole = proxied && waits(0) && accepted.idempotent;
         if proxied && waits(0) && !whole {
             self.shared.note(id, seq, What::Unknown);
@@ -192,8 +216,8 @@ impl Rabbit {
                 let mut retired = self.retired.lock().unwrap_or_else(|e| e.into_inner());
                 let sides = retired
                     .entry(accepted.channel.clone())
-                    .or_insert_with(|| self.accepting_sides(&accepted.channel, Outage::Spool));
-                if let Some(side) = sides.get(usize::from(self.partition(&accepted, false))) {
+                    .or_insert_with(|| self.accepting_sides(&accepted.channel, Outage::Spool, &Arc::default()));
+                if let Some(side) = sides.get(usize::from(targets::partition(&accepted, false, self.lanes))) {
                     side.restore(spooled);
                 }
             }
@@ -215,83 +239,53 @@ impl Rabbit {
         self.shared.shipping.start(&self.runtime, Box::new(on_word));
         let this = self.this.clone();
         self.runtime.spawn(watch_lease(this.clone()));
-        self.runtime.spawn(watch_depths(this, self.shared.closing.clone()));
-        let channels = self.channels();
-        for (name, channel) in channels.iter() {
-            self.consume_inbox(name, channel);
-            let routes: Vec<(String, CancellationToken)> =
-                channel.routes.iter().map(|(route, gone)| (route.clone(), gone.clone())).collect();
-            routes.into_iter().for_each(|(route, gone)| self.consume_route(name, &route, gone));
-        }
+        self.runtime.spawn(watch_depths(this.clone(), self.shared.closing.clone()));
         self.launched.store(true, Release);
+        self.runtime.spawn(turnover::watch(this, self.shared.closing.clone()));
     }
 
     fn channels(&self) -> MutexGuard<'_, HashMap<String, Channel>> {
         self.channels.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// The partition of a message.
-    fn partition(&self, accepted: &Accepted, several_keys: bool) -> u16 {
-        match (several_keys, accepted.envelope.keys.first()) {
-            // Messages with several keys have to meet those of each of them.
-            (true, _) => 0,
-            (false, Some(key)) => (key % u64::from(self.partitions)) as u16,
-            (false, None) => (accepted.envelope.id.spread() % u64::from(self.partitions)) as u16,
-        }
+    /// The queue of a route to which a message belongs now: of the newest epoch, with its channel as it is configured.
+    fn route_now(&self, accepted: &Accepted, route: &str) -> Arc<str> {
+        let several_keys = self.channels().get(&accepted.channel).is_some_and(|c| c.several_keys.load(Acquire));
+        let layout = self.shared.admission().see(|epochs| epochs.layout());
+        let partition = targets::partition(accepted, several_keys, layout.partitions);
+        topology::route(&self.domain, &accepted.channel, route, partition, layout.epoch)
     }
 
     /// Gives something to the accepting side of a message's partition; gives it back when its channel is not configured.
     fn accept_side<G, T>(&self, accepted: &Accepted, given: G, then: impl FnOnce(&Accepting, G) -> T) -> Result<T, G> {
         let channels = self.channels();
         let Some(channel) = channels.get(&accepted.channel) else { return Err(given) };
-        let partition = self.partition(accepted, channel.several_keys);
-        match channel.accepting.get(usize::from(partition)) {
+        let lane = targets::partition(accepted, channel.several_keys.load(Acquire), self.lanes);
+        match channel.accepting.get(usize::from(lane)) {
             Some(side) => Ok(then(side, given)),
             None => Err(given),
         }
     }
 
-    fn accepting_sides(&self, channel: &str, outage: Outage) -> Vec<Accepting> {
-        let start = |partition| {
-            let queue = topology::inbox(&self.domain, channel, partition);
-            Accepting::start(queue, outage, self.accepting.clone(), self.shared.queues.clone(), &self.runtime)
+    fn accepting_sides(&self, channel: &str, outage: Outage, several_keys: &Arc<AtomicBool>) -> Vec<Accepting> {
+        let start = |_| {
+            let targets = Targets::new(self.domain.clone(), channel.into(), several_keys.clone());
+            Accepting::start(targets, outage, self.accepting.clone(), self.shared.queues.clone(), &self.runtime)
         };
-        (0..self.partitions).map(start).collect()
-    }
-
-    fn consume_inbox(&self, name: &str, channel: &Channel) {
-        for partition in 0..self.partitions {
-            let (shared, domain, name): (_, _, Arc<str>) = (self.shared.clone(), self.domain.clone(), name.into());
-            let queue: Arc<str> = topology::inbox(&self.domain, &name, partition);
-            let make = move |_| {
-                let (shared, domain, channel) = (shared.clone(), domain.clone(), name.clone());
-                Box::new(Inbox { shared, domain, channel, partition }) as Box<dyn work::Job>
-            };
-            let consuming = work::consume(self.shared.clone(), queue, false, channel.inbox.clone(), Box::new(make));
-            self.tasks.spawn_on(consuming, &self.runtime);
-        }
-    }
-
-    fn consume_route(&self, channel: &str, route: &str, gone: CancellationToken) {
-        for partition in 0..self.partitions {
-            let queue: Arc<str> = topology::route(&self.domain, channel, route, partition);
-            let (shared, queues, hot) = (self.shared.clone(), self.queues.clone(), self.hot.clone());
-            let (channel, route): (Arc<str>, Arc<str>) = (channel.into(), route.into());
-            let make = move |over| {
-                let names = (channel.clone(), route.clone());
-                let job = RoutePartition::new(shared.clone(), queues.clone(), hot.clone(), names, over);
-                Box::new(job) as Box<dyn work::Job>
-            };
-            let consuming = work::consume(self.shared.clone(), queue, true, gone.clone(), Box::new(make));
-            self.tasks.spawn_on(consuming, &self.runtime);
-        }
+        (0..self.lanes).map(start).collect()
     }
 
     /// Messages that wait in the broker for a route.
     fn depth(&self, channel: &str, route: &str) -> u64 {
         let depths = self.depths.lock().unwrap_or_else(|e| e.into_inner());
-        let of = |p| depths.get(&topology::route(&self.domain, channel, route, p)).map_or(0, |d| u64::from(d.messages));
-        (0..self.partitions).map(of).sum()
+        let of = |(epoch, p)| topology::route(&self.domain, channel, route, p, epoch);
+        self.partitions().map(of).map(|queue| depths.get(&queue).map_or(0, |d| u64::from(d.messages))).sum()
+    }
+
+    /// Every partition of every epoch whose queues are worked on: epoch and number.
+    fn partitions(&self) -> impl Iterator<Item = (u64, u16)> + Clone + use<> {
+        let epochs = self.shared.admission().see(|epochs| epochs.in_use());
+        epochs.into_iter().flat_map(|(epoch, partitions)| (0..partitions).map(move |p| (epoch, p)))
     }
 
     /// The queues of all partitions of all channels.
@@ -314,7 +308,9 @@ impl Rabbit {
             }
             depths.values().map(|d| u64::from(d.messages)).sum::<u64>()
         };
-        let now = waiting + self.shared.hands.held() as u64 + self.accepting.spooled();
+        let held: u64 = self.shared.replica.held_counts().iter().map(|route| route.waiting).sum();
+        events::InLedger { messages: held }.emit();
+        let now = waiting + held + self.shared.hands.handed_out() as u64 + self.accepting.spooled();
         let before = self.counted.swap(now, AcqRel);
         if now > before {
             self.gate.add(now - before);
@@ -415,7 +411,7 @@ impl Transport for Arc<Rabbit> {
                 let fresh = !known.contains_key(name);
                 let channel = known.entry(name.clone()).or_insert_with(|| Channel {
                     outage: work.outage,
-                    several_keys: work.several_keys,
+                    several_keys: Arc::new(AtomicBool::new(work.several_keys)),
                     accepting: Vec::new(),
                     inbox: CancellationToken::new(),
                     routes: HashMap::new(),
@@ -423,17 +419,19 @@ impl Transport for Arc<Rabbit> {
                 if fresh {
                     // One that was removed and comes back goes on with what it has spooled.
                     let retired = self.retired.lock().unwrap_or_else(|e| e.into_inner()).remove(name);
-                    channel.accepting = retired.unwrap_or_else(|| self.accepting_sides(name, work.outage));
+                    let several = channel.several_keys.clone();
+                    channel.accepting = retired.unwrap_or_else(|| self.accepting_sides(name, work.outage, &several));
                 }
                 channel.accepting.iter().for_each(|side| side.set_outage(work.outage));
-                (channel.outage, channel.several_keys) = (work.outage, work.several_keys);
+                channel.outage = work.outage;
+                channel.several_keys.store(work.several_keys, Release);
                 for worker in &work.workers {
                     let route = &worker.route.name;
                     if !channel.routes.contains_key(route) {
                         let gone = CancellationToken::new();
                         channel.routes.insert(route.clone(), gone.clone());
                         if launched {
-                            self.consume_route(name, route, gone);
+                            self.consume(name, Some(route), &gone);
                         }
                     }
                 }
@@ -445,7 +443,7 @@ impl Transport for Arc<Rabbit> {
                     stays
                 });
                 if fresh && launched {
-                    self.consume_inbox(name, channel);
+                    self.consume(name, None, &channel.inbox);
                 }
             }
             known.retain(|name, channel| {
@@ -469,6 +467,7 @@ impl Transport for Arc<Rabbit> {
         for route in &mut all {
             route.pending += self.depth(&route.channel, &route.route);
         }
+        self.count_held(&mut all);
         all
     }
 
@@ -503,8 +502,7 @@ impl Transport for Arc<Rabbit> {
             let _ = tokio::time::timeout(LAST_WORDS, self.shared.shipping.leave()).await;
             self.queues.drain().await;
             // Each acknowledges what has ended, and hands the rest back.
-            self.tasks.close();
-            let _ = tokio::time::timeout(LAST_WORDS * 2, self.tasks.wait()).await;
+            let _ = tokio::time::timeout(LAST_WORDS * 2, self.consumers_ended()).await;
             // Whoever takes this machine away should not find messages on its disk only.
             let emptied = async {
                 while self.accepting.spooled() > 0 {

@@ -1,13 +1,14 @@
 //! Names and declarations of the queues at the broker. Every name that this node uses there is made here.
 
 use super::{
-    Session,
+    Consumer, Session,
     reason::{self, Reason},
     session::ANSWER,
+    wire,
 };
 use lapin::{
     Channel,
-    options::QueueDeclareOptions,
+    options::{QueueDeclareOptions, QueueDeleteOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
 use std::{fmt::Write, sync::Arc, time::Duration};
@@ -24,21 +25,21 @@ pub fn ledger(domain: &str) -> Arc<str> {
     named(format!("{}.ledger", root(domain)))
 }
 
-/// A partition's inbox: `hie.<domain>.<channel>/in/<partition>`; `channel` is the full dotted name.
-pub fn inbox(domain: &str, channel: &str, partition: u16) -> Arc<str> {
-    named(format!("{}.{}/in/{partition}", root(domain), escaped(channel, true)))
+/// A partition's inbox: `hie.<domain>.<channel>/in/<partition>`, from epoch 1 on with `@<epoch>`; `channel` is the full dotted name.
+pub fn inbox(domain: &str, channel: &str, partition: u16, epoch: u64) -> Arc<str> {
+    named(format!("{}.{}/in/{partition}{}", root(domain), escaped(channel, true), at(epoch)))
 }
 
-/// A partition of a route's queue: `hie.<domain>.<channel>/<route>/<partition>`.
-pub fn route(domain: &str, channel: &str, route: &str, partition: u16) -> Arc<str> {
+/// A partition of a route's queue: `hie.<domain>.<channel>/<route>/<partition>`, from epoch 1 on with `@<epoch>`.
+pub fn route(domain: &str, channel: &str, route: &str, partition: u16, epoch: u64) -> Arc<str> {
     // A route called "in" must not share the inbox.
     let route = if route == "in" { "%69n".to_owned() } else { escaped(route, true) };
-    named(format!("{}.{}/{route}/{partition}", root(domain), escaped(channel, true)))
+    named(format!("{}.{}/{route}/{partition}{}", root(domain), escaped(channel, true), at(epoch)))
 }
 
-/// The held queue of a partition: `<queue>/held`.
-pub fn held(queue: &str) -> Arc<str> {
-    named(format!("{queue}/held"))
+/// The end of a name that says which epoch the queue is of.
+fn at(epoch: u64) -> String {
+    if epoch == 0 { String::new() } else { format!("@{epoch}") }
 }
 
 fn root(domain: &str) -> String {
@@ -64,12 +65,8 @@ fn escaped(name: &str, dots: bool) -> String {
 fn named(mut name: String) -> Arc<str> {
     if name.len() > LONGEST_NAME {
         let hash = format!("~{:032x}", xxh3_128(name.as_bytes()));
-        // Escaped: ASCII only, apart from what a caller of `held` hands in.
-        let mut end = LONGEST_NAME - hash.len();
-        while !name.is_char_boundary(end) {
-            end -= 1;
-        }
-        name.truncate(end);
+        // Escaped, so ASCII only.
+        name.truncate(LONGEST_NAME - hash.len());
         name.push_str(&hash);
     }
     name.into()
@@ -227,6 +224,45 @@ pub async fn depths(session: &Session, queues: &[Arc<str>]) -> Vec<Result<Depth,
     ask(session, &specs, options).await
 }
 
+/// Removes a quorum queue that nobody consumes any more and that holds nothing but seals. True: done; false: it was not there. The error is
+/// for the operator. (The broker has no delete "if empty" for quorum queues.)
+pub async fn remove_empty(session: &Session, queue: &Arc<str>) -> Result<bool, String> {
+    let waiting = match depths(session, std::slice::from_ref(queue)).await.pop() {
+        Some(Ok(depth)) => depth.messages,
+        Some(Err(TopologyError::Missing { .. })) => return Ok(false),
+        Some(Err(error)) => return Err(error.to_string()),
+        None => return Err("the broker does not answer".into()),
+    };
+    if waiting > 0 {
+        // No basic.get from a queue with a single active consumer (RabbitMQ).
+        let mut consumer = Consumer::open(session, queue, 1).await.map_err(|e| e.to_string())?;
+        let sound = async {
+            for _ in 0..waiting {
+                let message = consumer.next().await.map_err(|e| e.to_string())?;
+                if !wire::is_empty(&message.payload) {
+                    return Err("it holds a message that came late: look at it, and delete the queue by hand".to_owned());
+                }
+                consumer.acks().ack(message.tag, false).await.map_err(|e| e.to_string())?;
+            }
+            Ok(())
+        };
+        let sound = timeout(ANSWER, sound).await.unwrap_or_else(|_| Err("what it holds cannot be looked at".into()));
+        // What is not acknowledged goes back.
+        consumer.close().await;
+        sound?;
+    }
+    let channel = session.channel().await.map_err(|reason| reason.text().to_owned())?;
+    let deleted = timeout(ANSWER, channel.queue_delete(queue.as_ref().into(), QueueDeleteOptions::default())).await;
+    if channel.status().connected() {
+        let _ = timeout(ANSWER, channel.close(200, "OK".into())).await;
+    }
+    match deleted {
+        Ok(Ok(_)) => Ok(true),
+        Ok(Err(error)) => Err(reason::said(&error)),
+        Err(_) => Err("the broker does not answer".into()),
+    }
+}
+
 async fn ask(session: &Session, specs: &[QueueSpec], options: QueueDeclareOptions) -> Vec<Result<Depth, TopologyError>> {
     let mut answers = Vec::with_capacity(specs.len());
     // A refusal closes the channel.
@@ -269,16 +305,15 @@ mod tests {
     #[test]
     fn names_stay_different() {
         assert_eq!(&*ledger("north"), "hie.north.ledger");
-        assert_eq!(&*inbox("north", "lab.results", 3), "hie.north.lab.results/in/3");
-        assert_eq!(&*route("north", "lab.results", "ehr", 0), "hie.north.lab.results/ehr/0");
-        assert_eq!(&*held(&route("north", "lab.results", "ehr", 0)), "hie.north.lab.results/ehr/0/held");
-        assert_ne!(route("d", "a.b", "in", 0), inbox("d", "a.b", 0));
-        assert_ne!(inbox("a", "b.c", 0), inbox("a.b", "c", 0));
-        assert_eq!(&*route("d", "a.b", "x/y z", 0), "hie.d.a.b/x%2Fy%20z/0");
-        let long = |end: &str| inbox("d", &format!("a.{}{end}", "x".repeat(300)), 0);
+        assert_eq!(&*inbox("north", "lab.results", 3, 0), "hie.north.lab.results/in/3");
+        assert_eq!(&*route("north", "lab.results", "ehr", 0, 0), "hie.north.lab.results/ehr/0");
+        assert_eq!(&*inbox("north", "lab.results", 3, 2), "hie.north.lab.results/in/3@2");
+        assert_eq!(&*route("north", "lab.results", "ehr", 0, 1), "hie.north.lab.results/ehr/0@1");
+        assert_ne!(route("d", "a.b", "in", 0, 0), inbox("d", "a.b", 0, 0));
+        assert_ne!(inbox("a", "b.c", 0, 0), inbox("a.b", "c", 0, 0));
+        assert_eq!(&*route("d", "a.b", "x/y z", 0, 0), "hie.d.a.b/x%2Fy%20z/0");
+        let long = |end: &str| inbox("d", &format!("a.{}{end}", "x".repeat(300)), 0, 0);
         assert!(long("1").len() <= LONGEST_NAME);
         assert_ne!(long("1"), long("2"));
-        assert!(held(&long("1")).len() <= LONGEST_NAME);
-        assert_ne!(held(&long("1")), long("1"));
     }
 }

@@ -1,6 +1,8 @@
 //! What travels through the broker: a version byte, then MessagePack with named fields, so that a node of the previous release
 //! reads what this one wrote.
 
+use super::epochs::Stage;
+use crate::config::Layout;
 use crate::engine::{
     fact::{Accepted, Seq},
     replica::{Origin, Shipped},
@@ -30,6 +32,34 @@ pub struct Parcel {
 pub struct Batch {
     #[serde(rename = "m")]
     pub messages: Vec<Parcel>,
+    /// Nothing comes after it, see [`seal`].
+    #[serde(rename = "s", default, skip_serializing_if = "std::ops::Not::not")]
+    pub seal: bool,
+}
+
+impl Batch {
+    /// With these.
+    pub fn of(messages: Vec<Parcel>) -> Self {
+        Self { messages, seal: false }
+    }
+}
+
+/// Longer than a seal, shorter than any message.
+const SEAL: usize = 16;
+
+/// What is published last into a queue of an epoch that ends. Whoever has it in hand has had all that came before.
+pub fn seal() -> Result<Bytes, WireError> {
+    encode(&Batch { seal: true, ..Batch::default() })
+}
+
+/// Whether it is a seal.
+pub fn is_seal(payload: &[u8]) -> bool {
+    payload.len() <= SEAL && decode::<Batch>(payload).is_ok_and(|batch| batch.seal)
+}
+
+/// Whether there is no message in it.
+pub fn is_empty(payload: &[u8]) -> bool {
+    payload.len() <= SEAL && decode::<Batch>(payload).is_ok_and(|batch| batch.messages.is_empty())
 }
 
 /// One message of the ledger stream.
@@ -74,6 +104,18 @@ pub enum News {
         /// Messages accepted into its own log and not yet handed to the broker.
         #[serde(rename = "s", default)]
         spooled: u64,
+        /// The latest layout that it knows; none: of a release before there were any.
+        #[serde(rename = "y", default)]
+        layout: Option<Layout>,
+        /// How far it is with that.
+        #[serde(rename = "g", default)]
+        stage: Stage,
+    },
+    /// Everything in this queue, of an epoch that ends, has been worked off. Told again and again.
+    #[serde(rename = "d")]
+    Drained {
+        #[serde(rename = "q")]
+        queue: String,
     },
     /// An operator paused or resumed a route.
     #[serde(rename = "w")]
@@ -120,10 +162,13 @@ mod tests {
 
     #[test]
     fn what_was_told_comes_back_and_what_is_strange_is_refused() {
-        let what = News::Beat { number: 7, run: 9, leaving: false, spooled: 3 };
+        let what =
+            News::Beat { number: 7, run: 9, leaving: false, spooled: 3, layout: Some(Layout::first(4)), stage: Stage::Quiet };
         let bytes = encode(&Told { origin: 1, node: "a".into(), what }).unwrap();
         let back: Told<News> = decode(&bytes).unwrap();
-        assert!(matches!(back.what, News::Beat { number: 7, run: 9, leaving: false, spooled: 3 }));
+        assert!(matches!(back.what, News::Beat { number: 7, run: 9, stage: Stage::Quiet, .. }));
+        let (seal, nothing) = (seal().unwrap(), encode(&Batch::default()).unwrap());
+        assert!(is_seal(&seal) && is_empty(&seal) && is_empty(&nothing) && !is_seal(&nothing) && !is_empty(&bytes));
         let mut later = bytes.to_vec();
         later[0] = VERSION + 1;
         assert_eq!(decode::<Told<News>>(&later).unwrap_err(), WireError::Later);
@@ -133,8 +178,11 @@ mod tests {
 
     #[test]
     fn fields_of_a_later_release_are_skipped() {
-        let told = rmp_serde::to_vec_named(&serde_json::json!({"o": 5, "n": "x", "z": [1], "w": {"b": {"i": 1, "y": true}}}));
+        let told = rmp_serde::to_vec_named(&serde_json::json!({"o": 5, "n": "x", "z": [1], "w": {"b": {"i": 1, "later": true}}}));
         let bytes = [&[VERSION], told.unwrap().as_slice()].concat();
-        assert!(matches!(decode::<Told<News>>(&bytes).unwrap().what, News::Beat { number: 1, .. }));
+        assert!(matches!(
+            decode::<Told<News>>(&bytes).unwrap().what,
+            News::Beat { number: 1, layout: None, stage: Stage::Unaware, .. }
+        ));
     }
 }

@@ -1,7 +1,16 @@
 //! What the consumers of all partitions share, and how each lives: it subscribes like every other node, works when the broker makes
 //! it the active one, and steps aside for the member whose turn it is.
 
-use super::{Acks, ConsumeEnd, Consumer, Delivery, Link, Publisher, declared::Declared, hands::Hands, shipping::Shipping};
+use super::{
+    Acks, ConsumeEnd, Consumer, Delivery, Link, Publisher,
+    admission::Admission,
+    declared::Declared,
+    hands::Hands,
+    place::{Gone, Place},
+    seal::Sealing,
+    shipping::Shipping,
+    wire::{self, Batch},
+};
 use crate::channel::Storage;
 use crate::engine::{
     fact::{Accepted, BodyRef, Fact, Keeper, Seq, What},
@@ -11,6 +20,7 @@ use crate::engine::{
 };
 use crate::message::MessageId;
 use crate::telemetry::cluster as events;
+use crate::transport::queue::state::Hold;
 use bytes::Bytes;
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesOrdered};
 use std::{
@@ -18,7 +28,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 /// A message older than this may have been through a consumer that nobody remembers.
@@ -33,6 +43,14 @@ const ASIDE: Duration = Duration::from_secs(2);
 const LAST: Duration = Duration::from_secs(5);
 /// How often a consumer looks around.
 const LOOK: Duration = Duration::from_millis(500);
+/// Unacknowledged for so long (or a quarter of [`Shared::hold`], when that is less), a message is held in the ledger.
+const HOLD_AFTER: Duration = Duration::from_secs(30);
+/// How often it is looked for blocked keys while half of what the consumer may have is in hand.
+const BLOCKED_LOOK: Duration = Duration::from_millis(100);
+/// Held messages wait, and nobody has begun: so often the active consumer is woken by the node whose turn it is …
+const WAKE: Duration = Duration::from_secs(2);
+/// … and by another.
+const WAKE_OTHERS: Duration = Duration::from_secs(30);
 /// How long the accept fact of a message that another node accepted may take through the stream.
 const SHIPPED_WITHIN: Duration = Duration::from_secs(1);
 /// The same for one whose body does not travel with it.
@@ -79,6 +97,24 @@ pub trait Job: Send {
     fn begin(&mut self, delivery: Delivery) -> BoxFuture<'_, Result<Option<Pending>, String>>;
     /// The consumer stops: resolves when nothing of what it began is being worked on any more.
     fn stop(&mut self) -> BoxFuture<'_, ()>;
+    /// This node has become the active one, and knows what the one before it has told: takes on what is not in the queue. Before the first
+    /// [`Job::begin`].
+    fn take_over(&mut self) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+    /// Something waits for [`Job::take_over`] on whichever node.
+    fn is_needed(&self) -> bool {
+        false
+    }
+    /// Begins to put some of what is in hand to where it need not be unacknowledged; its deliveries are then told as over. `None`: there
+    /// is nothing of that kind.
+    fn hold(&mut self, _: Hold) -> Option<BoxFuture<'static, Result<(), String>>> {
+        None
+    }
+    /// Begins nothing from now on, waits for what is being tried, and puts all else there; so it does with what comes after.
+    fn hold_all(&mut self) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
 }
 
 /// Makes the job of one subscription; it tells the tags of deliveries that are over.
@@ -129,6 +165,11 @@ impl Shared {
         self.log.append(Append { fact, body, deliver: false })
     }
 
+    /// How far a change of partitions is.
+    pub fn admission(&self) -> &Admission {
+        self.shipping.admission()
+    }
+
     /// The partitions that this node works on.
     pub fn active(&self) -> MutexGuard<'_, BTreeSet<Arc<str>>> {
         self.active.lock().unwrap_or_else(|e| e.into_inner())
@@ -148,10 +189,16 @@ impl Shared {
     }
 }
 
-/// Lives for one partition's queue until the node ends.
-pub async fn consume(shared: Arc<Shared>, queue: Arc<str>, is_route: bool, gone: CancellationToken, make: MakeJob) {
+/// Lives for one partition's queue until the node ends, or nobody works on that queue any more.
+pub async fn consume(shared: Arc<Shared>, place: Place, gone: Gone, make: MakeJob) {
+    let (queue, is_route) = (place.queue(), place.route.is_some());
     let mut last_error = String::new();
     while !shared.closing.is_cancelled() && !gone.is_cancelled() {
+        tokio::select! {
+            () = shared.admission().wait_for(|epochs| place.begins(epochs)) => {}
+            () = shared.closing.cancelled() => return,
+            () = gone.cancelled() => return,
+        }
         let session = tokio::select! {
             session = shared.link.session() => session,
             () = shared.closing.cancelled() => return,
@@ -186,7 +233,8 @@ pub async fn consume(shared: Arc<Shared>, queue: Arc<str>, is_route: bool, gone:
         shared.queues.usable(&queue);
         let (over, mut ended) = mpsc::unbounded_channel();
         let mut job = make(over);
-        let stop = run(&shared, &queue, &mut consumer, &mut *job, &mut ended, &gone).await;
+        let mut sealing = Sealing::default();
+        let stop = run(&shared, (&place, &queue), &mut consumer, &mut *job, (&mut ended, &mut sealing), &gone).await;
         shared.active().remove(&queue);
         job.stop().await;
         if matches!(stop, Stop::Aside | Stop::Closing) {
@@ -200,6 +248,9 @@ pub async fn consume(shared: Arc<Shared>, queue: Arc<str>, is_route: bool, gone:
                 }
             };
             let _ = tokio::time::timeout(LAST, last).await;
+        }
+        if gone.epoch.is_cancelled() {
+            sealing.end(consumer.acks()).await;
         }
         consumer.close().await;
         match stop {
@@ -235,23 +286,44 @@ async fn acknowledge(shared: &Shared, acker: &Acks, tags: &[u64]) -> Result<(), 
     Ok(())
 }
 
+/// Sends nothing to a queue: its active consumer, which cannot know that it is before something comes, gets it.
+async fn wake(shared: Arc<Shared>, queue: Arc<str>) {
+    if let Ok(payload) = wire::encode(&Batch::default()) {
+        // When it fails it is done again.
+        let _ = shared.routes.publish(&queue, payload, false).await;
+    }
+}
+
 async fn run(
     shared: &Arc<Shared>,
-    queue: &Arc<str>,
+    (place, queue): (&Place, &Arc<str>),
     consumer: &mut Consumer,
     job: &mut dyn Job,
-    ended: &mut mpsc::UnboundedReceiver<u64>,
-    gone: &CancellationToken,
+    (ended, sealing): (&mut mpsc::UnboundedReceiver<u64>, &mut Sealing),
+    gone: &Gone,
 ) -> Stop {
     let mut pipeline: FuturesOrdered<Pending> = FuturesOrdered::new();
     // Not acknowledged, and since when.
     let mut in_hand: BTreeMap<u64, Instant> = BTreeMap::new();
-    let mut synced = false;
+    let (mut synced, mut ending) = (false, false);
     let mut not_ours: Option<Instant> = None;
     let mut look = tokio::time::interval(LOOK);
+    let mut blocked = tokio::time::interval(BLOCKED_LOOK);
+    blocked.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let hold_after = HOLD_AFTER.min(shared.hold / 4);
+    let (mut waking, mut woken): (Option<JoinHandle<()>>, Instant) = (None, Instant::now());
     let acker = consumer.acks().clone();
     // Acknowledging waits for disk and stream; the partition goes on meanwhile.
     let (settle, mut settled) = mpsc::unbounded_channel::<Result<Vec<u64>, String>>();
+    let hold = |holding: Option<BoxFuture<'static, Result<(), String>>>| {
+        let (Some(holding), settle) = (holding, settle.clone()) else { return };
+        tokio::spawn(async move {
+            if let Err(error) = holding.await {
+                // The consumer may have ended.
+                let _ = settle.send(Err(error));
+            }
+        });
+    };
     loop {
         tokio::select! {
             biased;
@@ -279,24 +351,55 @@ async fn run(
             }
             _ = look.tick() => {
                 let ours = shared.shipping.members().is_ours(queue, Instant::now());
+                if shared.admission().see(|epochs| place.ends(epochs))
+                    && let Some(stop) = hold_all(shared, job, &mut ending).await
+                {
+                    return stop;
+                }
+                sealing.look(shared, place, queue, ours, in_hand.first_key_value().map(|(tag, _)| *tag));
                 let since = *not_ours.get_or_insert_with(Instant::now);
                 if ours {
                     not_ours = None;
                 } else if synced && since.elapsed() > NOT_OURS {
                     return drained(pipeline, &acker, Stop::Aside).await;
                 }
+                let often = if ours { WAKE } else { WAKE_OTHERS };
+                if !synced && woken.elapsed() > often && waking.as_ref().is_none_or(JoinHandle::is_finished) && job.is_needed() {
+                    woken = Instant::now();
+                    waking = Some(tokio::spawn(wake(shared.clone(), queue.clone())));
+                }
+                let old = in_hand.iter().rev().find(|(_, since)| since.elapsed() > hold_after);
+                if let Some((tag, _)) = old {
+                    hold(job.hold(Hold::Upto(*tag)));
+                }
                 // The broker would take them back without asking whether an attempt is being made.
                 if in_hand.first_key_value().is_some_and(|(_, since)| since.elapsed() > shared.hold) {
                     return drained(pipeline, &acker, Stop::Aside).await;
                 }
             }
+            _ = blocked.tick(), if in_hand.len() * 2 >= usize::from(shared.prefetch) => hold(job.hold(Hold::Blocked)),
             delivery = consumer.next(), if pipeline.len() < usize::from(shared.prefetch) => match delivery {
-                Ok(delivery) => {
+                Ok(delivery) if wire::is_seal(&delivery.payload) => {
+                    sealing.take(delivery.tag);
+                    if let Some(stop) = hold_all(shared, job, &mut ending).await {
+                        return stop;
+                    }
+                }
+                Ok(mut delivery) => {
+                    if sealing.is_sealed() {
+                        // Of a node that was thought dead: the others have gone on, and may have had it from elsewhere.
+                        (synced, delivery.again) = (false, true);
+                    }
                     if !synced {
                         // This node has become the active one: first it learns what the one before it has told.
+                        let learn = async {
+                            let done = tokio::time::timeout(SYNC, shared.shipping.sync()).await;
+                            done.map_err(|_| "what the others have told cannot be read in time (`hie status` says why)".to_owned())?;
+                            job.take_over().await
+                        };
                         tokio::select! {
-                            done = tokio::time::timeout(SYNC, shared.shipping.sync()) => if done.is_err() {
-                                return Stop::Lost("what the others have told cannot be read in time (`hie status` says why)".into());
+                            done = learn => if let Err(error) = done {
+                                return Stop::Lost(error);
                             },
                             () = shared.closing.cancelled() => return Stop::Closing,
                             () = gone.cancelled() => return Stop::Closing,
@@ -315,6 +418,17 @@ async fn run(
                 Err(ended) => return Stop::Lost(ended.to_string()),
             },
         }
+    }
+}
+
+/// Its epoch ends: what waits is left to those who come after, `ending` from now on.
+async fn hold_all(shared: &Shared, job: &mut dyn Job, ending: &mut bool) -> Option<Stop> {
+    if std::mem::replace(ending, true) {
+        return None;
+    }
+    tokio::select! {
+        held = job.hold_all() => held.err().map(Stop::Lost),
+        () = shared.closing.cancelled() => Some(Stop::Closing),
     }
 }
 

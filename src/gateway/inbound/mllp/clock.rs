@@ -6,6 +6,9 @@ use tokio::time::{Instant, Sleep, sleep_until};
 /// A sender that ends its frame without the CR is not waited for longer than this.
 pub(super) const CR_WITHIN: Duration = Duration::from_millis(100);
 
+/// Who sends the next frame so soon after an acknowledgment waits for nothing else.
+const QUICK: Duration = Duration::from_millis(100);
+
 /// The connection's times, with one timer that is set again only when it has to be earlier.
 pub(super) struct Clock {
     /// The last read.
@@ -16,6 +19,10 @@ pub(super) struct Clock {
     pub frame: Option<Instant>,
     /// Since when the node does not read.
     paused: Option<Instant>,
+    /// The last acknowledgment.
+    replied: Option<Instant>,
+    /// The last frame came soon after the acknowledgment before it.
+    followed: bool,
     timer: Option<Pin<Box<Sleep>>>,
     armed: Option<Instant>,
     /// The timer has gone off: look at everything again.
@@ -25,11 +32,38 @@ pub(super) struct Clock {
 impl Clock {
     pub fn new() -> Self {
         let now = Instant::now();
-        Self { read: now, active: now, frame: None, paused: None, timer: None, armed: None, fired: false }
+        Self {
+            read: now,
+            active: now,
+            frame: None,
+            paused: None,
+            replied: None,
+            followed: false,
+            timer: None,
+            armed: None,
+            fired: false,
+        }
     }
 
     pub fn active(&mut self) {
         self.active = Instant::now();
+    }
+
+    /// A frame has come.
+    pub fn frame_came(&mut self) {
+        self.followed = self.replied.is_some_and(|at| at.elapsed() < QUICK);
+        self.active();
+    }
+
+    /// It is acknowledged.
+    pub fn replied(&mut self) {
+        self.active();
+        self.replied = Some(self.active);
+    }
+
+    /// The sender sent its last message as soon as it could, and, with nothing in hand, may be doing so again.
+    pub fn is_quick(&self, idle: bool) -> bool {
+        self.followed && !(idle && self.active.elapsed() >= QUICK)
     }
 
     /// A frame has begun and not ended, or not. One that begins over again has begun when it began first.

@@ -9,6 +9,7 @@ use super::{
     batch::{self, Batch, Taken},
     clock::{CR_WITHIN, Clock},
     large::Place,
+    leave::Leave,
     pace::{PATIENCE, Pace},
     receive::Receiving,
     seats::{Doing, Seat},
@@ -78,17 +79,7 @@ pub(super) struct Connection<'a, S> {
     slowed_until: Option<Instant>,
     /// The sender ended its side.
     ended: bool,
-    draining: Drain,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Drain {
-    No,
-    /// Nothing was in hand: a sender at work will have sent its next frame before it can know of the drain. One more
-    /// frame is taken until then, and the sender told with its acknowledgment.
-    FrameUntil(Instant),
-    /// Nothing more is taken.
-    Last,
+    draining: Leave,
 }
 
 /// What there is to do when the connection cannot go on by itself.
@@ -138,7 +129,7 @@ impl<'a, S: Socket> Connection<'a, S> {
             reopened: None,
             slowed_until: None,
             ended: false,
-            draining: Drain::No,
+            draining: Leave::No,
             server,
         }
     }
@@ -180,12 +171,12 @@ impl<'a, S: Socket> Connection<'a, S> {
 
     /// Moves everything on as far as it goes without waiting.
     fn step(&mut self, draining: &Draining, cx: &mut Context<'_>) -> Poll<Step> {
-        if self.draining == Drain::No && draining.begun() {
-            let idle = self.slots.len() == usize::from(self.receiving.is_some()) && self.next.is_none();
-            self.draining = if idle { Drain::FrameUntil(Instant::now() + LINGER) } else { Drain::Last };
+        if self.draining == Leave::No && draining.begun() {
+            let idle = self.has_nothing();
+            self.draining = Leave::begin(idle, self.clock.is_quick(idle));
         }
         loop {
-            if self.draining == Drain::Last {
+            if self.draining == Leave::Last {
                 // Not begun too late: it has not ended in the time that it had.
                 self.abandon();
             }
@@ -194,7 +185,7 @@ impl<'a, S: Socket> Connection<'a, S> {
                 Ok(blocked) => blocked,
                 Err(step) => return Poll::Ready(step),
             };
-            if self.draining == Drain::Last && self.is_idle() {
+            if self.draining == Leave::Last && self.is_idle() {
                 return Poll::Ready(Step::Finish);
             }
             if !self.write.is_empty() {
@@ -207,7 +198,7 @@ impl<'a, S: Socket> Connection<'a, S> {
                 // Answered at once: collected in the next round, which also may start more.
                 continue;
             }
-            let reading = !blocked && !self.ended && self.draining != Drain::Last;
+            let reading = !blocked && !self.ended && self.draining != Leave::Last;
             self.clock.reading(reading);
             if reading {
                 match self.poll_read(cx) {
@@ -240,6 +231,11 @@ impl<'a, S: Socket> Connection<'a, S> {
         if self.seat.must_leave(cx) { Poll::Ready(Self::leave()) } else { Poll::Pending }
     }
 
+    /// No whole frame is in hand.
+    fn has_nothing(&self) -> bool {
+        self.slots.len() == usize::from(self.receiving.is_some()) && self.next.is_none()
+    }
+
     fn leave() -> Step {
         Step::Cut(Cut::GaveWay, GAVE_WAY)
     }
@@ -257,7 +253,7 @@ impl<'a, S: Socket> Connection<'a, S> {
             if let Some(reply) = reply {
                 mllp::encode(&reply, &mut self.write);
             }
-            self.clock.active();
+            self.clock.replied();
         }
         if self.large.is_held() && !self.is_large() {
             self.large.release();
@@ -272,7 +268,7 @@ impl<'a, S: Socket> Connection<'a, S> {
                     return Ok(true);
                 }
             } else {
-                let last = self.draining == Drain::Last && self.next.is_none();
+                let last = self.draining == Leave::Last && self.next.is_none();
                 if last || !self.has_room() || !self.may_take(cx) {
                     return Ok(true);
                 }
@@ -286,9 +282,7 @@ impl<'a, S: Socket> Connection<'a, S> {
                     }
                 };
                 self.slots.push_back(slot);
-                if let Drain::FrameUntil(_) = self.draining {
-                    self.draining = Drain::Last;
-                }
+                self.draining.taken(self.clock.is_quick(false));
                 continue;
             }
             let mut event = self.decoder.decode(&mut self.read);
@@ -314,7 +308,7 @@ impl<'a, S: Socket> Connection<'a, S> {
                 self.clock.in_frame(false);
             }
             if matches!(event, Event::Frame(_) | Event::TooLarge { .. }) {
-                self.clock.active();
+                self.clock.frame_came();
                 if !self.seat.works() {
                     return Err(Self::leave());
                 }
@@ -332,15 +326,13 @@ impl<'a, S: Socket> Connection<'a, S> {
                 }
                 Event::LastPiece(piece) => {
                     self.garbage = 0;
-                    self.clock.active();
+                    self.clock.frame_came();
                     self.source.meters.received(piece.len() as u64);
                     if let Some(receiving) = self.receiving.take() {
                         receiving.last(piece);
                     }
                     self.shrink();
-                    if let Drain::FrameUntil(_) = self.draining {
-                        self.draining = Drain::Last;
-                    }
+                    self.draining.taken(self.clock.is_quick(false));
                 }
                 Event::TooLarge { head, .. } => {
                     self.garbage = 0;
@@ -353,9 +345,7 @@ impl<'a, S: Socket> Connection<'a, S> {
                             self.slots.push_back(slot);
                         }
                     }
-                    if let Drain::FrameUntil(_) = self.draining {
-                        self.draining = Drain::Last;
-                    }
+                    self.draining.taken(self.clock.is_quick(false));
                 }
                 Event::Truncated { .. } => {
                     self.abandon();
@@ -533,17 +523,15 @@ impl<'a, S: Socket> Connection<'a, S> {
         let idle = (reading && !config.idle_timeout.is_zero() && self.is_idle() && frame.is_none())
             .then(|| self.clock.active + config.idle_timeout);
         let cr = awaits_cr.then(|| self.clock.read + CR_WITHIN);
-        let drain = match self.draining {
-            Drain::FrameUntil(until) => Some(until),
-            _ => None,
-        };
+        let drain = self.draining.until();
         let next = [frame, idle, cr, drain, self.slowed_until].into_iter().flatten().min()?;
         if !self.clock.poll_at(next, cx) {
             return None;
         }
         let passed = |limit: Option<Instant>| limit.is_some_and(|limit| Instant::now() >= limit);
         if passed(drain) {
-            self.draining = Drain::Last;
+            let idle = self.has_nothing();
+            self.draining.passed(idle);
         }
         if passed(frame) {
             return Some(Step::Cut(Cut::FrameTimeout, "a begun frame did not end within frame_timeout"));

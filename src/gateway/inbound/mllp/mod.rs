@@ -36,6 +36,7 @@ mod batch;
 mod clock;
 mod connection;
 mod large;
+mod leave;
 mod pace;
 mod receive;
 mod seats;

@@ -2,17 +2,16 @@
 
 use super::Rabbit;
 use crate::engine::{
-    fact::{BodyRef, RouteState, What},
+    fact::{BodyRef, RouteProgress, RouteState, What},
     ports::{ControlError, Unfinished},
 };
 use crate::transport::queue::state::Given;
 use crate::transport::rabbitmq::{
     accepting,
     hands::route_number,
-    topology,
     wire::{self, Batch, Parcel},
 };
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// An operator's requeue is confirmed within this time, or the operator is told.
 const REQUEUED_WITHIN: Duration = Duration::from_secs(10);
@@ -44,16 +43,17 @@ impl Rabbit {
     /// Publishes a parked message for one of its routes once more, from the ledger.
     async fn publish_again(&self, message: &Unfinished, route: &str) -> Result<(), String> {
         let accepted = message.accepted.clone();
-        let several_keys = self.channels().get(&accepted.channel).is_some_and(|c| c.several_keys);
-        let partition = self.partition(&accepted, several_keys);
-        let queue = topology::route(&self.domain, &accepted.channel, route, partition);
+        let queue = self.route_now(&accepted, route);
+        if let Some(session) = self.shared.link.try_session() {
+            self.shared.queues.ensure_route(&session, &queue).await.map_err(|e| e.to_string())?;
+        }
         let mut body = None;
         if accepted.envelope.body_len <= self.accepting.inline && accepted.body != BodyRef::None {
             let whole = accepting::whole(&*self.shared.log, message.seq, &accepted.body).await;
             body = Some(whole.ok_or("its body cannot be read from the ledger")?);
         }
         let messages = vec![Parcel { accepted, body, requeued: true }];
-        let payload = wire::encode(&Batch { messages }).map_err(|e| e.to_string())?;
+        let payload = wire::encode(&Batch::of(messages)).map_err(|e| e.to_string())?;
         self.shared.routes.publish(&queue, payload, false).await.map(|_| ()).map_err(|e| e.to_string())
     }
 
@@ -67,28 +67,55 @@ impl Rabbit {
                 continue;
             }
             let work = (route_number(channel, name), envelope.id);
-            let here = self.queues.find(channel, name).map(|queue| queue.discard(envelope.id, &envelope.keys, true));
-            match here {
+            let queue = self.queues.find(channel, name);
+            match queue.as_ref().map(|queue| queue.discard(envelope.id, &envelope.keys, true)) {
                 Some(Given::Parked | Given::Waiting(_)) => self.shared.hands.done(work),
                 Some(kept @ (Given::InHand | Given::AtWork)) => {
                     refused = kept.refusal(channel, name);
                     continue;
                 }
-                Some(Given::Nothing) | None if progress.state == RouteState::Parked => {}
                 Some(Given::Nothing) | None => {
-                    refused = Some(format!(
-                        "its delivery on route {name} waits in the broker or on another node: ask the node that holds it, or wait \
-                         until it is delivered or parked"
-                    ));
-                    continue;
+                    if let Some(why) = self.not_to_give_up(message, name, *progress) {
+                        refused = Some(why);
+                        continue;
+                    }
                 }
             }
             self.shared.note(envelope.id, message.seq, What::Discarded { route: name.clone() });
             count += 1;
+            // Its key may have waited for it.
+            if let Some(queue) = queue {
+                queue.pump();
+            }
         }
         match (count, refused) {
             (0, Some(why)) => Err(ControlError::Conflict(why)),
             (count, _) => Ok(count),
         }
+    }
+
+    /// Why a delivery that is not in this node's queue cannot be given up here, and what the operator can do.
+    fn not_to_give_up(&self, message: &Unfinished, route: &str, progress: RouteProgress) -> Option<String> {
+        let channel = &message.accepted.channel;
+        let Some(queue) = self.queues.find(channel, route).filter(|queue| queue.is_configured()) else {
+            // In the ledger only, and nobody works on it.
+            return (progress.state != RouteState::Parked && !progress.held).then(|| {
+                format!(
+                    "its delivery waits in the broker, for route {route}, which is not configured: bring the route back, paused, and \
+                     discard it then"
+                )
+            });
+        };
+        let partition = self.route_now(&message.accepted, route);
+        // What is parked and lets its successors pass is in no queue.
+        if progress.state == RouteState::Parked && (!queue.holds_key() || self.shared.active().contains(&partition)) {
+            return None;
+        }
+        let members = self.shared.shipping.members();
+        let turn = members.turn(&partition, Instant::now());
+        Some(format!(
+            "its delivery on route {route} is not in this node's queue: ask the node that works on its partition ({turn}), or wait until \
+             it is delivered or parked"
+        ))
     }
 }

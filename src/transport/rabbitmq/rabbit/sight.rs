@@ -2,6 +2,7 @@
 
 use super::Rabbit;
 use crate::channel::Outage;
+use crate::engine::{ports::RouteStatus, replica::HeldCount};
 use crate::transport::rabbitmq::{LinkState, declared::Unusable, shipping::Lag, topology};
 use serde::Serialize;
 use std::{
@@ -20,6 +21,8 @@ pub struct Sight {
     pub link: LinkSight,
     /// Partitions of each queue.
     pub partitions: u16,
+    /// The same with its epoch, and how far a change is.
+    pub layout: LayoutSight,
     /// Messages accepted into this node's own log and not yet handed to the broker.
     pub spooled: u64,
     /// The ledger stream.
@@ -28,6 +31,31 @@ pub struct Sight {
     pub members: Vec<MemberSight>,
     /// The queues of the channels, by name; the stream only when it cannot be used.
     pub queues: Vec<QueueSight>,
+}
+
+/// How many partitions there are, and how far a change of them is.
+#[derive(Clone, Debug, Serialize)]
+pub struct LayoutSight {
+    /// Rises with each change.
+    pub epoch: u64,
+    /// Partitions of each queue.
+    pub partitions: u16,
+    /// What it was before, until its queues have been removed: epoch and partitions; null: no change is under way.
+    pub previous: Option<PastSight>,
+    /// How far this node is: `starting`, `known` (accepts into the old queues), `quiet` (accepts nothing for a moment), `open` (into the
+    /// new ones), `closed` (works on no old ones).
+    pub stage: &'static str,
+    /// Members that are waited for.
+    pub waits_for: Vec<String>,
+    /// Queues of the epoch before that have not run empty.
+    pub not_drained: usize,
+}
+
+/// The epoch before.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct PastSight {
+    pub epoch: u64,
+    pub partitions: u16,
 }
 
 /// The connection with the brokers.
@@ -117,18 +145,20 @@ impl Rabbit {
         let mut members: Vec<MemberSight> = std::iter::once(own).chain(others).collect();
         members.sort_by(|a, b| (!a.this, &a.node).cmp(&(!b.this, &b.node)));
         let ledger = self.shared.shipping.lag();
-        Sight { link: link(&self.link.state()), partitions: self.partitions, spooled, ledger, members, queues }
+        let layout = self.layout_sight();
+        Sight { link: link(&self.link.state()), partitions: layout.partitions, layout, spooled, ledger, members, queues }
     }
 
     /// Every queue of every channel: name, channel, route (`None`: inbox), partition.
     pub(super) fn each_queue(&self) -> Vec<(Arc<str>, String, Option<String>, u16)> {
+        let partitions = self.partitions();
         let channels = self.channels();
         let mut all = Vec::new();
         for (name, channel) in channels.iter() {
-            for p in 0..self.partitions {
-                all.push((topology::inbox(&self.domain, name, p), name.clone(), None, p));
+            for (epoch, p) in partitions.clone() {
+                all.push((topology::inbox(&self.domain, name, p, epoch), name.clone(), None, p));
                 let route =
-                    |route: &String| (topology::route(&self.domain, name, route, p), name.clone(), Some(route.clone()), p);
+                    |route: &String| (topology::route(&self.domain, name, route, p, epoch), name.clone(), Some(route.clone()), p);
                 all.extend(channel.routes.keys().map(route));
             }
         }
@@ -179,6 +209,31 @@ impl Rabbit {
         all
     }
 
+    /// Counts what the ledger holds for other nodes, and names routes that are gone as long as it holds something for them.
+    pub(super) fn count_held(&self, all: &mut Vec<RouteStatus>) {
+        for HeldCount { channel, route, waiting } in self.shared.replica.held_counts().into_iter().filter(|h| h.waiting > 0) {
+            match all.iter_mut().find(|r| r.channel == channel && r.route == route) {
+                Some(known) => {
+                    let here = self.queues.find(&channel, &route).map_or(0, |queue| queue.held());
+                    known.pending += waiting.saturating_sub(here);
+                }
+                None => all.push(RouteStatus {
+                    channel,
+                    route,
+                    primary: false,
+                    configured: false,
+                    paused: false,
+                    paused_by: None,
+                    pending: waiting,
+                    in_flight: 0,
+                    parked: 0,
+                    oldest_ms: 0,
+                    last_error: "not configured any more: bring the channel or route back, or `hie tx discard` what waits".into(),
+                }),
+            }
+        }
+    }
+
     /// The queues that cannot be used. While no broker is connected that one failed says nothing of the queue.
     fn unusable(&self) -> BTreeMap<Arc<str>, Unusable> {
         let away = matches!(self.link.state(), LinkState::Away { .. });
@@ -198,10 +253,13 @@ impl Rabbit {
         if let Some(error) = state.error() {
             return Some(format!("no broker takes messages: {error}"));
         }
+        let Some((epoch, partitions)) = self.shared.admission().target() else {
+            return self.turning();
+        };
         let unusable = self.unusable();
         let mut first = None;
         for name in channels.keys() {
-            let inboxes = (0..self.partitions).map(|p| unusable.get(&topology::inbox(&self.domain, name, p)));
+            let inboxes = (0..partitions).map(|p| unusable.get(&topology::inbox(&self.domain, name, p, epoch)));
             // One that takes messages is enough to be of use.
             let wrong: Option<Vec<&Unusable>> = inboxes.collect();
             first = Some(wrong?.first().map(|u| u.text.clone()).unwrap_or_default());
@@ -224,6 +282,7 @@ impl Rabbit {
         if let Some(more) = unusable.len().checked_sub(TOLD).filter(|more| *more > 0) {
             problems.push(format!("{more} more queues cannot be used; see `hie status`"));
         }
+        problems.extend(self.layout_problem());
         let ledger = self.shared.shipping.lag();
         if ledger.catching_up {
             let far = ledger.read_ms.map_or(String::new(), |ms| format!(", which it last had read {} s ago", ms / 1000));
