@@ -148,10 +148,9 @@ fn what_is_wrong_with_the_way_to_the_broker_is_told_and_mended() {
     };
     permit("other");
     let mut node = broker.node("limited", "a", &[all_to(&receiver)], "user = \"limited\"").start();
-    let metric = "hie_queues_unusable{kind=\"forbidden\"} 5";
-    told_and_mended(&mut node, &receiver, "may not declare or use the queue hie.limited.test.all/in/0", metric, || {
-        permit("^hie")
-    });
+    // Before it knows the stream it declares nothing else.
+    let metric = "hie_queues_unusable{kind=\"forbidden\"} 1";
+    told_and_mended(&mut node, &receiver, "may not declare or use the queue hie.limited.ledger", metric, || permit("^hie"));
     let shown = status(&node);
     for words in ["BROKER", "UNCONFIRMED", "a (this)", "PARTITIONS", "SPOOL", "test.all", "inbox", "route primary"] {
         assert!(shown.contains(words), "{words}\n{shown}");

@@ -48,8 +48,8 @@ pub(super) fn peers(config: &Config, ledger: &Arc<Ledger>) -> anyhow::Result<Opt
 /// be done. Blocks, for as long as files come. Fails when the secret cannot be read.
 pub(super) fn ledger(config: &Config) -> anyhow::Result<Value> {
     let dir = config.node.store.join("ledger");
-    let untouched = ledger::is_untouched(&dir).with_context(|| format!("{} cannot be used", dir.display()))?;
-    if config.transport.kind != TransportKind::Rabbitmq || !untouched {
+    let untouched = || ledger::is_untouched(&dir).with_context(|| format!("{} cannot be used", dir.display()));
+    if config.transport.kind != TransportKind::Rabbitmq || !untouched()? {
         return Ok(Value::Null);
     }
     let joined = match domains_secret(config)? {
