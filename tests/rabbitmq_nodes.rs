@@ -129,7 +129,15 @@ fn a_killed_node_loses_nothing() {
     let sent = load.stop(Duration::from_secs(60));
     assert!(sent.acknowledged.len() > 300, "{}", sent.acknowledged.len());
     let logs = || format!("{}\n---\n{}", nodes[0].log_tail(30), nodes[1].log_tail(30));
-    assert!(receiver.wait_for(&sent, Duration::from_secs(90)), "all acknowledged delivered\n{}", logs());
+    if !receiver.wait_for(&sent, Duration::from_secs(90)) {
+        let fault = check(&sent, &receiver.arrivals(), Doubles::Counted).err();
+        let seen = |node: &Node| {
+            let open = harness::ledger::search(node, &serde_json::json!({"status": "Processing"}));
+            format!("{} {}", open.len(), node.get("/cluster").json()["transport"])
+        };
+        let seen: Vec<_> = nodes.iter().map(seen).collect();
+        panic!("all acknowledged delivered: {fault:?}\n{}\n{}", seen.join("\n"), logs());
+    }
     check(&sent, &receiver.arrivals(), Doubles::Counted).unwrap_or_else(|fault| panic!("{fault}"));
     known_everywhere(&[&nodes[0], &nodes[1]], &sent);
 }
